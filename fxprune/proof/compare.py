@@ -34,6 +34,7 @@ from fxprune.proof.as_it_is import raises_as_it_is
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.failures import REPORT
+from fxprune.proof.norm_inputs import NormInputs
 from fxprune.proof.one_round import Round
 from fxprune.proof.pair import Pair
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
@@ -121,7 +122,8 @@ def _proven_in(pair: Pair, precision: Precision) -> Proof:
                 one = Round(pair, precision, inputs, modes, walked, method).prove()
                 if one.wrong is not None:
                     decisions = Decisions(pair.digester, precision.tolerance)
-                    one = Round(pair, precision, inputs, modes, walked, method, decisions).prove()
+                    norm_inputs = NormInputs(pair.digester, precision.tolerance)
+                    one = Round(pair, precision, inputs, modes, walked, method, decisions, norm_inputs).prove()
                 done = done.with_round(one)
         if done.wrong is None:
             inputs, modes, *_ = rounds[0]

@@ -94,7 +94,7 @@ class Digester:
             numbers = self._numbers(values, flags, norm=norm)
             places = [0.0, 0.0]
             if not max(map(abs, numbers[:2])) < LARGE:
-                values = _cut(values, flags)
+                values = cut(values, flags)
                 flags = [None] * values.ndim
                 values = torch.where(values.abs() < HUGE, values, values.sign() * math.inf)
                 places = self._numbers(not_finite(values), flags, norm=False)
@@ -160,7 +160,7 @@ def _outer(vectors: Sequence[Tensor]) -> Tensor:
     return made
 
 
-def _cut(tensor: Tensor, kept: Sequence[Bools | None]) -> Tensor:
+def cut(tensor: Tensor, kept: Sequence[Bools | None]) -> Tensor:
     """The tensor with these slots only."""
     for dim, flags in enumerate(kept):
         if flags is not None:

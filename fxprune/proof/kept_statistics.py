@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from fxprune.analysis.arguments import bound
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation
+from fxprune.capture.scopes import Key
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Call, Operand
@@ -80,23 +81,35 @@ class KeptStatistics:
         return value
 
 
-class StatisticsOfNextCall(Operations):  # type: ignore[no-untyped-call]
-    """A dispatch mode that computes the statistics of one more call of the reference from the kept slots.
+class NextCall(Operations):  # type: ignore[no-untyped-call]
+    """A dispatch mode for one more call: that of the reference computes statistics from the kept slots.
 
     The analysis has seen the first call only. An operation of the next call is the same one if it runs at the same
     place and its tensors have the same widths. Other sizes may differ: a cache has grown.
+
+    statistics: None if no statistic changes.
+    entering_norm: a function from what the analysis has seen of a node, the key of an operation, the operation and its
+        arguments, to the arguments that it gets.
     """
 
-    def __init__(self, findings: Findings, observations: Mapping[str, Observation], statistics: KeptStatistics) -> None:
+    def __init__(
+        self,
+        findings: Findings,
+        observations: Mapping[str, Observation],
+        statistics: KeptStatistics | None,
+        entering_norm: Callable[[Observation, Key, Any, Any], Any],
+    ) -> None:
         super().__init__(findings, observations)
-        self.statistics = statistics
+        self.statistics, self.entering_norm = statistics, entering_norm
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
         name, named = bound(func, args, kwargs)
-        entry = self.observation.marked.get(self.scopes.current.next_key(name))
-        if entry is None or not self.statistics.fits(entry[0], named):
+        key = self.scopes.current.next_key(name)
+        args = self.entering_norm(self.observation, key, func, args)
+        entry = self.observation.marked.get(key)
+        if self.statistics is None or entry is None or not self.statistics.fits(entry[0], named):
             return func(*args, **kwargs)
         return self.statistics.call(entry, func, args, kwargs)

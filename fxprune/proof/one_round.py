@@ -21,6 +21,7 @@ from fxprune.proof.difference import relative_error
 from fxprune.proof.failures import differs_inside, graph_differs, raised
 from fxprune.proof.judgement import Judgement
 from fxprune.proof.kept_statistics import KeptStatistics
+from fxprune.proof.norm_inputs import NormInputs
 from fxprune.proof.one_sided import OneSided, one_sided
 from fxprune.proof.pair import Pair
 from fxprune.proof.precision import Precision
@@ -39,6 +40,7 @@ class Round:
     walked: the run of the analysis on this input in this mode, None if there was none.
     method: what is called instead of forward.
     decisions: the decisions of the reference, for the small model; None if it decides for itself.
+    norm_inputs: the numbers that enter norms of the reference, likewise.
     """
 
     pair: Pair
@@ -48,6 +50,7 @@ class Round:
     walked: Walked | None
     method: str = ""
     decisions: Decisions | None = None
+    norm_inputs: NormInputs | None = None
 
     def prove(self) -> Proof:
         """The proof of this round. Raises `VerificationError` if the small model raises, or has another scale."""
@@ -63,7 +66,7 @@ class Round:
                 raise scale
         error = relative_error(results, reference)
         wrong, inside, noise = self._wrong(error, reference, judgement)
-        notes = [self.decisions.note()] if self.decisions is not None else []
+        notes = [taken.note() for taken in (self.decisions, self.norm_inputs) if taken is not None]
         if noise:
             notes.append(self._noise_note())
             error = 0.0
@@ -221,6 +224,7 @@ class Round:
             tolerance=self.precision.tolerance,
             digests=self._digests,
             decisions=self.decisions,
+            norm_inputs=self.norm_inputs,
         )
 
     # -- what they gave -----------------------------------------------------------------------------------

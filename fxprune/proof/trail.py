@@ -22,12 +22,13 @@ from fxprune.capture.layouts import memory_of
 from fxprune.capture.places import users_line
 from fxprune.capture.scopes import Key, Scope
 from fxprune.capture.values import tensors_in
-from fxprune.channels.groups import Removal
+from fxprune.channels.groups import Bools, Removal
 from fxprune.ops import Operand
 from fxprune.ops.leaves import leaf_rule
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.digests import Digest, Digester
-from fxprune.proof.kept_statistics import KeptStatistics, StatisticsOfNextCall
+from fxprune.proof.kept_statistics import KeptStatistics, NextCall
+from fxprune.proof.norm_inputs import DIVIDING, NormInputs
 from fxprune.proof.operations import Operations
 
 OperationRuns = tuple[str, int, str]
@@ -80,6 +81,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         tolerance: a relative error up to this is rounding.
         digests: False to note fractions only.
         decisions: those that the reference takes and the small model follows; None if each decides for itself.
+        norm_inputs: the numbers that enter norms, likewise.
     """
 
     def __init__(
@@ -97,21 +99,22 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         tolerance: float = 0.0,
         digests: bool = True,
         decisions: Decisions | None = None,
+        norm_inputs: NormInputs | None = None,
     ) -> None:
         super().__init__(findings, observations)
         self.factors, self._multiplied = factors, {key[0] for key in factors.results}
         self.removal, self.digester, self.skipped = removal, digester, skipped
         self.statistics, self.before, self.changed, self.tolerance = statistics, before, changed, tolerance
-        self.digests, self.decisions, self.trail = digests, decisions, Trail()
+        self.digests, self.decisions, self.norm_inputs, self.trail = digests, decisions, norm_inputs, Trail()
         self.scopes.on_attention = self._attended
         self.scopes.on_composite, self.scopes.on_leave = self._composed, self._left
         self._tainted: dict[int, Any] = {}  # what keeps the number of a memory from being used twice
 
     def for_next_call(self) -> Operations | None:
-        """The statistics of the next call; its operations leave no trail."""
-        if self.statistics is None:
+        """The statistics of the next call, and its norms; its operations leave no trail."""
+        if self.statistics is None and self.norm_inputs is None:
             return None
-        return StatisticsOfNextCall(self.findings, self.observations, self.statistics)
+        return NextCall(self.findings, self.observations, self.statistics, self._entering_norm)
 
     # -- what depends on the removal ----------------------------------------------------------------------
 
@@ -144,6 +147,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         entry = self.observation.marked.get(key) if self.statistics is not None else None
         entering = _operands(args, kwargs)
         depends = self.before is not None and self._any_tainted(entering)
+        args = self._entering_norm(self.observation, key, func, args)
         if entry is None or self.statistics is None:
             made = func(*args, **kwargs)
         else:
@@ -162,6 +166,17 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
             floating = any(t.is_floating_point() or t.is_complex() for t in entering)
             self._add(key, made, numbers, floating=floating and not _holds_nothing_new(func), depends=depends)
         return made
+
+    def _entering_norm(self, observation: Observation, key: Key, func: Any, args: Any) -> Any:
+        """The arguments of an operation: of a norm of the small model with those of the reference, see `NormInputs`."""
+        if self.norm_inputs is None or func._schema.name not in DIVIDING:
+            return args
+        if self.before is not None:
+            return self.norm_inputs.follow(key, func, args)
+        operands = observation.outputs.get(key)
+        if operands and (kept := self._kept(args[0], operands[0])) is not None:
+            self.norm_inputs.take(key, args[0], kept)
+        return args
 
     def _composed(self, key: Key, made: Any, numbers: tuple[float, ...] = ()) -> None:
         self.trail.calls[key[:3]] += 1
@@ -216,12 +231,17 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
             return None
         if self.before is not None:
             return self.digester.digest(tensor)
+        kept = self._kept(tensor, operand)
+        return None if kept is None else self.digester.digest(tensor, kept, norm=False)
+
+    def _kept(self, tensor: torch.Tensor, operand: Operand | None) -> list[Bools | None] | None:
+        """The kept slots of each dimension of a tensor of the reference, None if they are not known."""
         if operand is None or len(operand.vectors) != tensor.ndim:
             return None
         kept = [self.removal.kept(vector) for vector in operand.vectors]
         if any(flags is not None and len(flags) != size for flags, size in zip(kept, tensor.shape, strict=True)):
             return None
-        return self.digester.digest(tensor, kept, norm=False)
+        return kept
 
 
 def differs(step: ProofStep, reference: ProofStep) -> float:
