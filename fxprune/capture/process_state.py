@@ -65,6 +65,12 @@ _WATCHING: list[tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any
 """The functions that `module_hooks` calls now."""
 
 
+def after_run() -> None:
+    """Put back what a run has written into an original: the next run must find what this one has found."""
+    for restore in AFTER_RUNS:
+        restore()
+
+
 def lock() -> contextlib.AbstractContextManager[Any]:
     """The lock that everything here holds."""
     return _LOCK
@@ -294,8 +300,7 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
             for state in before:
                 state.kept.restore()
             held.restore()
-            for restore in AFTER_RUNS:
-                restore()
+            after_run()
 
 
 def _held(model: nn.Module) -> Kept:

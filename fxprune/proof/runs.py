@@ -15,7 +15,7 @@ from fxprune.capture.class_forward import as_values, forward_as_node
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import has_own_train, in_mode
 from fxprune.capture.module_copy import copy_module
-from fxprune.capture.process_state import module_hooks, same_random_state
+from fxprune.capture.process_state import after_run, module_hooks, same_random_state
 from fxprune.capture.state import State
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.values import map_tensors
@@ -81,7 +81,9 @@ class GraphRun(Run):
             else one.
         """
         state = State(self.copied)
-        with same_random_state():  # forward may draw numbers of Python or numpy: every run draws the same
+        with contextlib.ExitStack() as stack:
+            stack.callback(after_run)
+            stack.enter_context(same_random_state())  # forward may draw numbers of Python or numpy: always the same
             results = [self._call(values)]
             if times is None and state.changed():
                 with contextlib.suppress(Exception):  # such as a cache that is full; the analysis has noted it
