@@ -178,8 +178,8 @@ class Analyzer:
 
     def _note_fixed_mode(self) -> None:
         """Note that a graph has one mode, where code of the model or a layer of torch reads its mode."""
-        model = self.subject.model
-        if self.subject.captured.front_end.fixes_mode and (note := fixed_mode_note(model)):
+        model, captured = self.subject.model, self.subject.captured
+        if captured.front_end.fixes_mode and (note := fixed_mode_note(model, captured.graph.owning_module)):
             self.notes.append(note)
             self.looked_everywhere = self.looked_everywhere and not modules_reading_training(model)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.artifacts.graph_format import Content, Format, Runner, innermost_cause
@@ -35,12 +35,14 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
         do = "pip install -U onnx onnxscript: the exporter of this torch wants newer ones"
         raise FxpruneError("an .onnx file cannot be written", why=innermost_cause(failure), do=do) from failure
     except Exception as failure:
+        node = _untranslated(failure, program)
         sizes = "leave out dynamic_batch, " if program.range_constraints else ""
+        constant, do = _constant_that_varies(node)
         raise CaptureError(
             "the graph cannot be said in ONNX",
-            at=_operation_of(failure, program),
-            why=innermost_cause(failure),
-            do=f"{sizes}write a .pt2, or replace that operation in the model",
+            at="" if node is None else _place_of(node),
+            why=constant or innermost_cause(failure),
+            do=f"{sizes}write a .pt2, or {do or 'replace that operation in the model'}",
         ) from failure
     if opset is not None and made.model.opset_imports[""] != opset:
         raise CaptureError(
@@ -96,14 +98,28 @@ def read(data: bytes, program: torch.export.ExportedProgram) -> Runner | str:
     return run
 
 
-def _operation_of(failure: BaseException | None, program: torch.export.ExportedProgram) -> str:
-    """The operation that the exporter could not translate, its module and its line; "" if the error does not say it."""
+def _untranslated(failure: BaseException | None, program: torch.export.ExportedProgram) -> fx.Node | None:
+    """The operation that the exporter could not translate; None if the error does not say it."""
     found = None
     while failure is not None and found is None:
         found, failure = re.search(r"translating node %?(\w+)", str(failure)), failure.__cause__
-    node = next((n for n in program.graph.nodes if found is not None and n.name == found[1]), None)
-    if node is None:
-        return ""
+    return next((n for n in program.graph.nodes if found is not None and n.name == found[1]), None)
+
+
+def _constant_that_varies(node: fx.Node | None) -> tuple[str, str]:
+    """Why an operation cannot be said whose groups are a size that varies, and what to do; "" for any other."""
+    if node is None or not isinstance(node.target, torch._ops.OpOverload) or "conv" not in node.target.__name__:
+        return "", ""
+    names = [argument.name for argument in node.target._schema.arguments]
+    groups = {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get("groups")
+    if not isinstance(groups, fx.Node):
+        return "", ""
+    why = "its groups are a size that varies, such as the batch, and the groups of a convolution in ONNX are a constant"
+    return why, "leave the weight alone and scale what the convolution reads and gives, without groups"
+
+
+def _place_of(node: fx.Node) -> str:
+    """An operation, its module and its line."""
     modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     lines = re.findall(r'File "(.*?)", line (\d+)', node.meta.get("stack_trace") or "")
     line = f" ({':'.join(lines[-1])})" if lines else ""

@@ -506,6 +506,41 @@ def test_export_refuses_models_that_no_graph_can_hold(suffix: str, tmp_path: Pat
     assert files(tmp_path) == []
 
 
+class Modulated(nn.Module):
+    """A convolution whose weight is scaled by a style of each image, as in StyleGAN; alike: without groups."""
+
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.alike, self.weight, self.style = alike, nn.Parameter(torch.randn(6, 4, 3, 3)), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        style = self.style(w)
+        weights = self.weight[None] * style[:, None, :, None, None]
+        size = weights.square().sum((2, 3, 4)).rsqrt()[:, :, None, None]
+        if self.alike:
+            return size * nn.functional.conv2d(x * style[:, :, None, None], self.weight, padding=1)
+        batch, channels, height, width = x.shape
+        weights = (weights * size[..., None]).reshape(-1, channels, 3, 3)
+        y = nn.functional.conv2d(x.reshape(1, -1, height, width), weights, padding=1, groups=batch)
+        return y.reshape(batch, -1, height, width)
+
+
+def test_groups_of_the_size_of_the_batch_are_refused_in_onnx_and_the_way_that_is_named_works(tmp_path: Path) -> None:
+    inputs = torch.randn(2, 4, 5, 5), torch.randn(2, 3)
+    model, path = Modulated(False).eval(), tmp_path / "a.onnx"
+    text = refusal(CaptureError, model, path, inputs, dynamic_batch=True)
+    assert "at   aten.conv2d.default in the model (" in text
+    assert "why  its groups are a size that varies" in text
+    assert (
+        "leave out dynamic_batch, write a .pt2, or leave the weight alone and scale what the convolution reads" in text
+    )
+    assert export(model, tmp_path / "a.pt2", inputs, dynamic_batch=True).error == 0
+    alike = Modulated(True).eval()
+    alike.load_state_dict(model.state_dict())
+    assert torch.allclose(alike(*inputs), model(*inputs), atol=1e-5)
+    assert export(alike, path, inputs, dynamic_batch=True).error < 1e-5
+
+
 def test_a_graph_of_training_mode_is_refused(tmp_path: Path) -> None:
     x = image()
     model = randomise(Net(), 0, weights=True).train()

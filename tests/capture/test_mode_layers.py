@@ -88,6 +88,30 @@ def test_of_many_layers_three_are_named() -> None:
     assert "what 0 (Dropout), 1 (Dropout), 2 (Dropout) and 2 more would do" in text
 
 
+class Called(nn.Module):
+    """Layers with two modes, of which the first of each kind is never called, and one that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.drop, self.idle_norm, self.norm = (
+            nn.Dropout(),
+            nn.Dropout(),
+            nn.BatchNorm1d(8),
+            nn.BatchNorm1d(8),
+        )
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.drop(self.norm(self.drop(self.up(x)))))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_that_are_never_called_are_not_named(training: bool) -> None:
+    analysis = fxprune.analyze(Called().train(training), torch.randn(5, 4), path="export")
+    (text,) = (note for note in analysis.notes if note.startswith("the graph is that of"))
+    assert "what drop (Dropout), norm (BatchNorm1d) would do" in text
+
+
 def test_a_trace_that_fails_says_that_the_model_itself_can_be_passed() -> None:
     class Starred(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
