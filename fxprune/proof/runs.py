@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.class_forward import as_values, forward_as_node
+from fxprune.capture.code import is_torch
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import has_own_train, in_mode
 from fxprune.capture.module_copy import copy_module
@@ -77,7 +79,7 @@ class GraphRun(Run):
     def calls(self, values: list[Any], times: int | None = 1) -> list[Any]:
         """The results of some calls in a row, on copies of the same values.
 
-        times: the number of calls; None for two if the first one changes the state of the model and a second one runs,
+        times: the number of calls; None for two if the first one changes state that a second one reads, and that runs,
             else one.
         """
         state = State(self.copied)
@@ -85,7 +87,7 @@ class GraphRun(Run):
             stack.callback(after_run)
             stack.enter_context(same_random_state())  # forward may draw numbers of Python or numpy: always the same
             results = [self._call(values)]
-            if times is None and state.changed():
+            if times is None and any(not _is_only_counted(self.copied, name) for name in state.changed_names()):
                 with contextlib.suppress(Exception):  # such as a cache that is full; the analysis has noted it
                     results.append(self._call_again(values))
             results += [self._call_again(values) for _ in range((times or 1) - 1)]
@@ -143,6 +145,18 @@ class GraphRun(Run):
         return super().call_function(target, args, kwargs)
 
 
+def _is_only_counted(model: nn.Module, name: str) -> bool:
+    """True for a running statistic of one of torch's batch norms in training: what it gives is of the batch alone.
+
+    The statistics of the batch are results of an operation, which both models run and which are compared.
+    """
+    path, _, attribute = name.rpartition(".")
+    norm = model.get_submodule(path)
+    counted = isinstance(norm, _BatchNorm) and is_torch(type(norm).__module__) and norm.training
+    return counted and attribute in _STATISTICS
+
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _RMS_NORMS = {F.rms_norm, torch.rms_norm, torch.ops.aten.rms_norm.default}
 
 

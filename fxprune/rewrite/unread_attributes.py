@@ -36,6 +36,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     sizes = {findings.uses.before[setting] for setting in settings}
     widths = nearest_widths(findings, removal, sizes) if settings else {}
     handed = functools.cache(lambda: _handed(findings, removal, sizes))
+    numbers = functools.cache(lambda path: _layer_numbers(small, findings.model, path))
     sentences, names = [], ForwardNames(small)
     for setting in settings:
         before = findings.uses.before[setting]
@@ -50,7 +51,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
         if names.has(setting[0], _last_name(setting)):
             if len(found.counts) == 1:
                 sentences.append(_stays(setting, before, found, "forward reads it and counts nothing with it"))
-        elif same := _same_number(small, findings.model, setting[0], before):
+        elif same := numbers(setting[0]).get(before):
             sentences.append(_stays(setting, before, found, f"{same} is {before} too, which it may count instead"))
         elif len(found.counts) == 1:
             (now,) = found.counts
@@ -112,19 +113,22 @@ NO_WIDTHS = (
 """The attributes of torch's layers that count no channels of one tensor."""
 
 
-def _same_number(small: nn.Module, model: nn.Module, path: str, before: int) -> str:
-    """The attribute of one of a module's own layers that has a number, is no width and stays; "" if there is none.
+def _layer_numbers(small: nn.Module, model: nn.Module, path: str) -> dict[int, str]:
+    """Each number in an attribute of a module's own layers that is no width and stays -> a text that names it.
 
     Layers in lists of the module are its own too. model: the original.
     """
+    found: dict[int, str] = {}
     for layer in _own_layers(small, path):
         kept, original = small.get_submodule(layer), model.get_submodule(layer)
         for name in NO_WIDTHS:
             value, now = getattr(original, name, None), getattr(kept, name, None)
             values, same = (each if isinstance(each, tuple) else (each,) for each in (value, now))
-            if values == same and any(type(number) is int and number == before for number in values):
-                return f"{name} of {layer}"
-    return ""
+            if values == same:
+                for number in values:
+                    if type(number) is int:
+                        found.setdefault(number, f"{name} of {layer}")
+    return found
 
 
 def _own_layers(model: nn.Module, path: str) -> Iterator[str]:

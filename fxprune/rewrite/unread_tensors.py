@@ -14,6 +14,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.capture.containers import found_in, key_text, parts
 from fxprune.capture.tensors import Tensors
+from fxprune.rewrite.unread_attributes import from_inside
 
 
 def unread_tensors(
@@ -34,19 +35,29 @@ def unread_tensors(
     read = {name for axis in findings.axes for name in findings.names_of(axis.parameter)}
     found: list[str] = []
     originals = dict(findings.model.named_modules())
+    inside = _by_module(cut)
     for path, module in small.named_modules():
         prefix = path and f"{path}."
-        for attribute, tensor in _tensors(module):
+        below = inside.get(path, {})
+        for attribute, tensor in _tensors(module) if below else ():
             name, shape = prefix + attribute, tuple(tensor.shape)
-            same = [other for other, old in cut.items() if old == shape and other.startswith(prefix) and other != name]
+            same = [other for other, old in below.items() if old == shape and other != name]
             if same and name not in read and after.get(name, shape) == before.get(name, shape):
                 why = f"forward does not read it, and the parameter of that shape is {list(after[same[0]])} now"
                 found.append(f'"{name}" stays {list(shape)}: {why} ("{same[0]}"); `methods=` shows what reads it')
-        below = {other: old for other, old in cut.items() if other.startswith(prefix)}
         original = originals.get(path)
         if below and original is not None and not type(original).__module__.startswith("fxprune."):
             found += _in_containers(prefix, module, original, read, below)
     return found + _of_parameters(state, cut)
+
+
+def _by_module(cut: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Path of a module -> the part of `cut` that is inside it."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in cut.items():
+        for path in from_inside(name.rpartition(".")[0]):
+            found.setdefault(path, {})[name] = shape
+    return found
 
 
 def _in_containers(

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import fxprune
 from fxprune.proof.one_sided import OneSided
+from fxprune.proof.runs import GraphRun
 from tests.support import randomise
 
 
@@ -164,6 +166,20 @@ def test_a_model_that_counts_its_calls_is_compared_twice() -> None:
     assert (net.n, small.n) == (0, 0)
     small.forward = lambda x: small.b(small.a(x))
     assert fxprune.verify(net, small, x) > 0.1, "right at the first call only"
+
+
+@pytest.mark.parametrize(("layer", "calls"), [(nn.BatchNorm1d(8), 1), (spectral_norm(nn.Linear(8, 8)), 2)])
+def test_a_second_call_follows_where_it_computes_otherwise(
+    layer: nn.Module, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch norm in training counts its running statistics only; a spectral norm takes one more step."""
+    net = nn.Sequential(nn.Linear(4, 8), layer, nn.ReLU(), nn.Linear(8, 2)).double().train()
+    modes, plain = list[bool](), GraphRun.run_on
+    monkeypatch.setattr(
+        GraphRun, "run_on", lambda run, values: (modes.append(run.copied.training), plain(run, values))[1]
+    )
+    fxprune.transform(net, torch.randn(6, 4).double(), ratio=0.5)
+    assert modes == [True] * 2 * calls + [False] * 2
 
 
 class CountingNorm(Counting):
