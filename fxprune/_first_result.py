@@ -13,6 +13,7 @@ from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.uses import Uses
 from fxprune.capture.captured import FrontEnd
+from fxprune.capture.mode_layers import FIXED_MODE
 from fxprune.capture.trace_watch import changes_state
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError
 from fxprune.fold import folds, make_plan
@@ -78,9 +79,10 @@ class _Trial:
     def another_instead(self, found: Outcome[Result], others: Sequence[FrontEnd]) -> Outcome[Result]:
         """The outcome with a graph as the result, if it loses clearly more parameters than the class does.
 
-        A graph that does something else than the model is taken only if the class can lose nothing, and one without its
-        state never: its second call gives other numbers. If no graph can be made and the class can lose nothing,
-        because the channels of a forward that decides by numbers are all held, the path with hooks is tried.
+        A graph that does something else than the model, in one of its modes too, is taken only if the class can lose
+        nothing, and one without its state never: its second call gives other numbers. If no graph can be made and the
+        class can lose nothing, because the channels of a forward that decides by numbers are all held, the path with
+        hooks is tried.
         """
         kept = found.get()
         held = [reason for reason in kept.plan.reasons if STATISTIC not in reason]  # which changes in a graph too
@@ -95,7 +97,7 @@ class _Trial:
             return found
         if other.result is None or _loss(kept) >= CLASS_SHARE * _loss(other.result):
             return found
-        lost = other.result.analysis.captured.lost
+        lost = _lost_by(other.result)
         if lost and (kept.plan or changes_state(lost)):
             more = f"a graph would lose {_loss(other.result) - _loss(kept)} parameters more, but {lost[0]}"
             plan = replace(kept.plan, reasons=(*kept.plan.reasons, more))
@@ -150,6 +152,12 @@ class _Trial:
             if not keep:
                 return None
         return {**choices, "keep": keep, "round_to": 1 if multiple == "auto" else multiple}
+
+
+def _lost_by(result: Result) -> tuple[str, ...]:
+    """Sentences about what a graph does otherwise than the model: state, backwards of its own, one of the two modes."""
+    found = result.analysis
+    return (*found.captured.lost, *(note for note in found.notes if note.startswith(FIXED_MODE)))
 
 
 def _loss(result: Result) -> int:

@@ -79,9 +79,9 @@ def transform(
     Any other model comes back as its own class, if that can be proven right. Channels that its forward cannot run
     without are kept, and `record(small).reasons` names them. If the class would lose less than nine tenths of the
     parameters that a graph would lose, the result is a graph, and a `ClassLostWarning` says why; or a
-    `ChannelsStayWarning` says what that graph would not keep of the model, such as its state, if it is not taken
-    therefore. `record(small).path` names the path, and `record(small).why_not` says why the paths before it were not
-    taken.
+    `ChannelsStayWarning` says what that graph would not keep of the model, such as its state or its other mode, if it
+    is not taken therefore. `record(small).path` names the path, and `record(small).why_not` says why the paths before
+    it were not taken.
 
     Args:
         model: any module, a traced `torch.fx.GraphModule`, or a `torch.export.ExportedProgram`.

@@ -182,3 +182,25 @@ def test_a_class_that_can_lose_nothing_is_given_up_and_the_lost_state_is_named()
     with pytest.warns(fxprune.ClassLostWarning):
         small = fxprune.transform(model, x, ratio=0.5)
     assert any("forward changes anchors" in reason for reason in fxprune.record(small).reasons)
+
+
+class Dropping(Net):
+    """A layer of torch with two modes, of which an exported graph has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] < 100, "a decision that no symbolic trace can take"
+        return super().forward(self.drop(x))
+
+
+def test_a_model_with_two_modes_keeps_its_class() -> None:
+    model, x = made(Dropping, warm=False)
+    with pytest.warns(fxprune.ChannelsStayWarning, match="the graph is that of evaluation mode: what drop") as caught:
+        small = fxprune.transform(model, x, ratio=0.5)
+    assert str(caught[0].message).startswith("a graph would lose ")
+    assert type(small) is Dropping
+    assert fxprune.record(small).removed
+    assert not torch.equal(small.train()(x), small(x))
