@@ -227,13 +227,74 @@ def nothing() -> str:
     return fxprune.analyze(model, torch.randn(1, 3)).report("html")
 
 
+class Parallel(nn.Module):
+    """Two layers side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.one(x) + torch.relu(self.two(y))
+
+
+class Listed(nn.Module):
+    """All layers in one list, of which the last ones read early ones too, as in a detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.ModuleList(type(f"Kind{n}", (Parallel,), {})() for n in range(20))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = []
+        for n, layer in enumerate(self.model):
+            x = layer(x, seen[19 - n] if n > 10 else x)
+            seen.append(x)
+        return x
+
+
+def listed() -> str:
+    return fxprune.analyze(Listed().eval(), torch.randn(2, 8)).report("html")
+
+
+class Entered(nn.Module):
+    """A block that an edge enters on its left side, where its title would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.encoder, self.head = nn.Linear(4, 16), Positioned(), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.stem(x)))
+
+
+class Positioned(nn.Module):
+    """A block that begins with a sum of its input and a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position_embedding, self.layer = nn.Parameter(torch.randn(1, 16)), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x + self.position_embedding)
+
+
+def entered() -> str:
+    return fxprune.analyze(Entered().eval(), torch.randn(2, 4)).report("html")
+
+
 def thousand() -> str:
     """A thousand layers in a row, of two kinds in turn, that stand in no block."""
-    layers = [_layer(n) for n in range(1000)]
+    return chain(1000)
+
+
+def chain(count: int) -> str:
+    """Layers in a row, of two kinds in turn, that stand in no block."""
+    layers = [_layer(n) for n in range(count)]
     edges = [[a["id"], b["id"], [1, 8]] for a, b in itertools.pairwise(layers)]
-    groups = [_group(n) for n in range(0, 998, 2)]
+    groups = [_group(n) for n in range(0, count - 2, 2)]
     data = {
-        "title": "Thousand",
+        "title": "Chain",
         "path": "eager",
         "macs_at_least": 0,
         "uncounted": [],
@@ -249,7 +310,7 @@ def thousand() -> str:
         "record": None,
         "curves": [],
     }
-    return page(data, "a thousand layers")
+    return page(data, "layers in a row")
 
 
 def _layer(n: int) -> dict[str, Any]:
@@ -286,6 +347,8 @@ PAGES = {
         skips,
         doors,
         states,
+        listed,
+        entered,
         twice,
         evil,
         nothing,

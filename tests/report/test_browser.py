@@ -13,7 +13,7 @@ import pytest
 
 from tests.report import browser as browsers
 from tests.report.browser import DOWN, ENTER, ESCAPE, Browser
-from tests.report.pages import EVIL, PAGES, analysis
+from tests.report.pages import EVIL, PAGES, analysis, chain
 
 Open = Callable[..., Browser]
 
@@ -245,7 +245,50 @@ def test_blocks_stand_where_the_layout_puts_them_and_begin_with_their_names(open
     found.find("#open-all").click()
     borders = found.run(BORDERS)
     assert len(borders) == 4
-    assert all(4 < left < 14 and right > 4 for left, right in borders)
+    assert all(4 < min(sides) < 14 and max(sides) > 4 for sides in borders)  # on the left or on the right
+
+
+TITLES = """
+const cy = fxpruneReport.cy;
+const lines = cy.edges().map((e) => [e.sourceEndpoint(), ...e.segmentPoints() ?? [], e.targetEndpoint()]);
+return cy.nodes(".title").map((title) => {
+  const { x1, x2 } = title.boundingBox(), { y } = title.position();
+  const crossed = lines.some((points) => points.slice(1).some((b, at) => {
+    const a = points[at], x = a.x + ((y - a.y) / (b.y - a.y)) * (b.x - a.x);
+    return a.y > y !== b.y > y && x > x1 && x < x2;
+  }));
+  const box = cy.getElementById(title.id().slice("title:".length)).boundingBox({ includeLabels: false });
+  return [title.data("label"), crossed, x1 - box.x1 < box.x2 - x2];
+});
+"""
+
+
+def test_a_title_stands_where_no_edge_enters_its_block(opened: Open) -> None:
+    found = opened("entered")
+    found.find("#open-all").click()
+    assert found.run(TITLES) == [["encoder  Positioned", False, False]]  # on the right
+    found = opened("planned")
+    found.find("#open-all").click()
+    assert all(left or not crossed for _, crossed, left in found.run(TITLES))
+
+
+def test_a_model_that_is_one_list_opens_with_its_layers(opened: Open, sized: Sized) -> None:
+    sized(1400, 900)
+    found = opened("listed")
+    assert len(found.nodes()) > 20
+    assert found.run(ZOOM) >= 0.7
+
+
+def test_no_column_has_the_last_layer_alone(chromium: Browser, sized: Sized) -> None:
+    sized(1400, 900)
+    columns = "const c = fxpruneReport.cy; return c.nodes().map(n => Math.round(n.position('x')))"
+    folded = 0
+    for count in range(16, 30):
+        chromium.open("chain", chain(count))
+        places = chromium.run(columns)
+        folded += len(set(places)) > 1
+        assert places.count(places[-1]) > 1, count
+    assert folded > 10
 
 
 LABELS = """
@@ -467,7 +510,7 @@ def test_curves_are_drawn_with_their_numbers(opened: Open) -> None:
 
 
 def test_the_tables_of_curves_are_seen_whole(opened: Open, sized: Sized) -> None:
-    for width in (1400, 1700):
+    for width in (1000, 1400, 1700):
         sized(width, 900)
         found = opened("planned")
         wide = "return [...document.querySelectorAll('.curve .scrolls')].map(e => [e.scrollWidth, e.clientWidth])"

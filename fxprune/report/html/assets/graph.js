@@ -82,11 +82,11 @@ function draw(keep = null) {
   extent = { w, h };
   const beside = roomBeside(nodes);
   const elements = nodes.map(({ place, x, y, w, h }) => ({ group: "nodes", data: { ...nodeData(place, w, h), ...beside.get(place) }, position: { x, y }, classes: nodeClasses(place) }));
-  for (const { place, x, y, w, h } of nodes.filter((node) => isOpen(node.place))) {
-    const position = { x: x - w / 2 + PAD + titleWidth(place) / 2, y: y - h / 2 + TITLE }; // on the left: edges come in the middle
-    elements.push({ group: "nodes", data: { id: `title:${place.id}`, label: titleOf(place) }, position, classes: "title" });
-  }
   const at = new Map(nodes.map((node) => [node.place.id, node]));
+  const lines = edges.map(({ from, to, points }) => [at.get(from.id), ...points, at.get(to.id)]);
+  for (const node of nodes.filter(({ place }) => isOpen(place))) {
+    elements.push({ group: "nodes", data: { id: `title:${node.place.id}`, label: titleOf(node.place) }, position: titlePlace(node, lines), classes: "title" });
+  }
   edges.forEach((edge, number) => elements.push(edgeElement(edge, number, at)));
   cy.batch(() => {
     cy.elements().remove();
@@ -96,6 +96,19 @@ function draw(keep = null) {
   showLegend();
   const after = keep ? cornerOf(keep) : null;
   if (before && after) cy.panBy({ x: before.x - after.x, y: before.y - after.y });
+}
+
+// The middle of the title of an open block: on the left, on the right where edges cross it there and not here.
+function titlePlace({ place, x, y, w, h }, lines) {
+  const [half, level] = [titleWidth(place) / 2, y - h / 2 + TITLE];
+  const crossings = lines.flatMap((points) => points.slice(1).flatMap((end, at) => {
+    const start = points[at];
+    if (start.y > level === end.y > level) return [];
+    return [start.x + ((level - start.y) / (end.y - start.y)) * (end.x - start.x)];
+  }));
+  const [left, right] = [x - w / 2 + PAD + half, x + w / 2 - PAD - half];
+  const clear = (middle) => crossings.every((one) => Math.abs(one - middle) > half + 3);
+  return { x: !clear(left) && clear(right) ? right : left, y: level };
 }
 
 // Open block -> the room on the left and on the right of its children, for edges that pass there.
@@ -243,6 +256,7 @@ const BUTTONS = 44; // the height of the buttons above the graph
 const EDGE = 12; // between the graph and what is seen whole
 
 const READABLE = 0.7; // the smallest zoom at which names are read easily
+const FEWEST = 5; // visible nodes at the beginning, the input and the output among them, where the model has as many
 let fitted = null; // the view that was set last, and whether it is the beginning of a graph alone
 
 // The zoom at which a layout is seen whole, below the buttons.
@@ -292,7 +306,7 @@ function foldUntilReadable() {
   for (const id of [...opened].filter((one) => one).reverse()) {
     if (level >= READABLE) return;
     opened.delete(id);
-    const without = wholeLevel(arrange());
+    const without = visibleCount() < FEWEST ? 0 : wholeLevel(arrange());
     if (without > level) level = without;
     else opened.add(id);
   }

@@ -42,7 +42,8 @@ function cutsOf(graph, rows, tall) {
     const next = rows[at + 1];
     const crossing = lines.filter(([a, b]) => Math.min(a.y, b.y) < row + 1 && Math.max(a.y, b.y) > next - 1);
     const single = crossing.length === 1 && Math.round(crossing[0][0].y) === row && Math.round(crossing[0][1].y) === next;
-    if (single && next - start > 0.95 * tall) {
+    const short = rows[rows.length - 1] - next < 0.25 * tall; // no column for the output alone
+    if (single && next - start > 0.95 * tall && !short) {
       cuts.push((row + next) / 2);
       start = next;
     }
