@@ -20,6 +20,7 @@ from fxprune._repair.settings import DISK, MEMORY, RIDGES, STEPS, RepairSettings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.dispatched import undispatched
 from fxprune.capture.inputs import check_initialised, check_plain_tensors
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
@@ -168,7 +169,7 @@ def _check_original(model: nn.Module, shapes: Any) -> None:
 
 
 @checks_arguments("model", "inputs", "progress")
-@public_call()
+@public_call_on_model
 def recalibrate(
     model: ModuleT, batches: Iterable[Any], *, inputs: Callable[[Any], Any] | None = None, progress: bool = True
 ) -> ModuleT:

@@ -21,7 +21,7 @@ from fxprune.artifacts.onnx_file import ONNX
 from fxprune.artifacts.program import evaluation_copies, program_of
 from fxprune.artifacts.pt2_file import PT2
 from fxprune.capture.inputs import Inputs, bound, check_devices, check_initialised, check_unwrapped, normalize
-from fxprune.capture.process_state import public_call
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import FileError, FxpruneError, InputError, nearest
 from fxprune.files import PathLike, replacing
@@ -54,7 +54,7 @@ class Exported:
 
 
 @checks_arguments("path")
-@public_call()
+@public_call_on_model
 def export(
     model: nn.Module,
     path: PathLike,

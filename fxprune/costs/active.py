@@ -21,7 +21,7 @@ from fxprune.analysis.findings import Findings, Subject
 from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
-from fxprune.capture.process_state import public_call
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.channels.groups import Axis, Removal
@@ -31,7 +31,7 @@ from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 
 @checks_arguments("model")
-@public_call()
+@public_call_on_model
 def active_params(model: nn.Module | ExportedProgram, example_inputs: Any) -> int:
     """The parameters of a mixture of experts that work for one token.
 

@@ -23,7 +23,7 @@ from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_operations import run
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
-from fxprune.capture.process_state import public_call
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.program import as_module
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.tensors import Tensors
@@ -39,7 +39,7 @@ Cached = tuple[int, Key | None, int]
 
 
 @checks_arguments("model")
-@public_call()
+@public_call_on_model
 def cache_bytes(model: nn.Module | ExportedProgram, example_inputs: Any) -> int:
     """The bytes of the keys, values and states in the caches that one forward returns; 0 for a model without them.
 

@@ -19,6 +19,7 @@ from torch import nn
 from fxprune.arguments import checks_arguments
 from fxprune.capture.fake_tensors import Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.process_state import clean_caches, public_call, same_random_state
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import CaptureError, counted, text_of
@@ -75,7 +76,7 @@ def milliseconds(seconds: float) -> str:
 
 
 @checks_arguments("model")
-@public_call()
+@public_call_on_model
 def measure(model: nn.Module, example_inputs: Any, *, rounds: int = 20, clock: Clock | None = None) -> Latency:
     """The latency of a model on the device where it is, without gradients, in the mode in which it is.
 

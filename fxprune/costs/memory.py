@@ -26,7 +26,7 @@ from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_operations import run
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
-from fxprune.capture.process_state import public_call
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.program import as_module
 from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.tensors import Tensors
@@ -40,7 +40,7 @@ from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 
 @checks_arguments("model")
-@public_call()
+@public_call_on_model
 def peak_memory(model: nn.Module | ExportedProgram, example_inputs: Any) -> int:
     """The most bytes that the tensors made by one forward hold at once, without gradients.
 

@@ -11,10 +11,9 @@ from torch import nn
 
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.captured import fetch
-from fxprune.capture.equal_modules import check_told_apart
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.layouts import memory_of
 from fxprune.capture.module_copy import deep_copy_with
-from fxprune.capture.process_state import public_call
 from fxprune.capture.references import names_in, references_to_original
 from fxprune.capture.tensors import Tensors, computed_tensors
 from fxprune.capture.uncopied import why_no_copy
@@ -36,7 +35,7 @@ class NamesRemoved(Protocol):
 
 
 @checks_arguments("model")
-@public_call()
+@public_call_on_model
 def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]] | NamesRemoved) -> nn.Module:
     """The masked reference: a deep copy with every removed slot of every parameter and buffer set to zero.
 
@@ -59,7 +58,6 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]] | NamesRem
     0.0
     """
     removed = _as_mapping(removed)
-    check_told_apart(model)
     refuse_dispatched(model, "masked")
     copied = _copy(model)
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune import costs
 from fxprune.capture.kept_buffers import buffers_kept, called_parts
 
 
@@ -75,6 +77,31 @@ def test_the_buffers_stay(make: Callable[[], nn.Module], name: str) -> None:
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     options = {"ratio": 0.5} if name == "transform" else {}
     results_of(lambda: getattr(fxprune, name)(net, torch.randn(5, 3), **options))
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+RUNS: dict[str, Callable[[nn.Module, Tensor, Path], Any]] = {
+    "export": lambda net, x, folder: fxprune.export(net, folder / "net.pt2", x),
+    "active_params": lambda net, x, folder: costs.active_params(net, x),
+    "cache_bytes": lambda net, x, folder: costs.cache_bytes(net, x),
+    "masked": lambda net, x, folder: fxprune.masked(net, {"a.bias": {0: [1]}}),
+    "measure": lambda net, x, folder: costs.measure(net, x, rounds=1),
+    "pareto": lambda net, x, folder: fxprune.pareto(net, x, budgets=[0.9], progress=False),
+    "peak_memory": lambda net, x, folder: costs.peak_memory(net, x),
+    "recalibrate": lambda net, x, folder: fxprune.recalibrate(net, [x, x], progress=False),
+    "sensitivity": lambda net, x, folder: fxprune.sensitivity(net, x, ratios=[0.5], progress=False),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("make", MODELS)
+def test_the_buffers_stay_where_a_model_is_measured_or_written(
+    make: Callable[[], nn.Module], name: str, tmp_path: Path
+) -> None:
+    net = make().train()
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    results_of(lambda: RUNS[name](net, torch.randn(5, 3), tmp_path))
     for name, buffer in net.named_buffers():
         assert torch.equal(buffer, before[name]), name
 
