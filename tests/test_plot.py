@@ -25,6 +25,7 @@ from fxprune import plot
 from fxprune.errors import FxpruneError, InputError
 from fxprune.report.drawing import Box, Drawing
 from fxprune.report.layout import arrange
+from fxprune.report.names import told_apart
 from tests.support import torchvision
 from tests.test_golden import NETWORKS
 
@@ -276,6 +277,12 @@ def test_equal_ends_of_names_are_told_apart_by_their_beginning() -> None:
 
     shown = texts(plot.dependencies(fxprune.analyze(Net().eval(), torch.ones(1, 4))))
     assert [text for text in shown if "conv_in" in text] == [f"{c}…{n}.conv_in" for c in ("enc", "dec") for n in (0, 1)]
+
+
+@pytest.mark.parametrize("end", ["conv1", "time_emb_proj", "relative_position_bias"])
+def test_names_in_two_numbered_blocks_keep_both_numbers_where_they_are_needed(end: str) -> None:
+    names = [f"{a}_blocks.{i}.resnets.{j}.{end}" for a in ("down", "up") for i in (0, 11) for j in (0, 10)]
+    assert len(set(told_apart(names).values())) == len(names)
 
 
 def test_rows_of_repeated_blocks_are_one_bar() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 
 LONGEST = 18
 """The most characters of a name above a box."""
@@ -21,13 +21,19 @@ def told_apart(labels: Iterable[str]) -> dict[str, str]:
     'decoder.layers.1.attn.conv': 'dec…1.attn.conv', 'head': 'head'}
     """
     found = {label: label if len(label) <= SMALLER else shortened(label) for label in labels}
-    families: dict[str, list[str]] = {}
-    for label, short in found.items():
-        families.setdefault(re.sub(r"\d+", "0", short), []).append(label)
+    families: dict[tuple[int, str], list[str]] = {}
+    for label in found:
+        families.setdefault(_family(label), []).append(label)
     for family in families.values():
         if len({found[name] for name in family}) < len(family):
             found.update(_apart(family))
     return found
+
+
+def _family(label: str) -> tuple[int, str]:
+    """The number of parts of a name and its end, in which the numbers of blocks do not count."""
+    parts = label.split(".")
+    return len(parts), re.sub(r"\d+", "0", ".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:]))
 
 
 def _apart(names: list[str]) -> dict[str, str]:
@@ -39,7 +45,9 @@ def _apart(names: list[str]) -> dict[str, str]:
         made = {name: _with_parts(name, {place: count}) for name in names}
         if len(set(made.values())) == len(names):
             return made
-    return {name: _with_parts(name, letters) for name in names}
+    numbers = dict.fromkeys(place for place, words in enumerate(columns) if len(words) > 1 and _numbers(words))
+    made = {name: _with_parts(name, letters) for name in names}
+    return made if len(set(made.values())) == len(names) else {n: _with_parts(n, letters, numbers) for n in names}
 
 
 def _numbers(words: Iterable[str]) -> bool:
@@ -57,11 +65,11 @@ def _letters(words: Iterable[str]) -> int:
     return next((n for n in range(3, longest) if len({word[:n] for word in wanted}) == len(wanted)), longest)
 
 
-def _with_parts(name: str, letters: Mapping[int, int]) -> str:
-    """A shortened name with the first letters of some parts."""
+def _with_parts(name: str, letters: Mapping[int, int], whole: Collection[int] = ()) -> str:
+    """A shortened name with the first letters of some parts, and other parts whole."""
     *parts, last = name.split(".")
     begun = [_begun(part, letters.get(place, len(part))) for place, part in enumerate(parts)]
-    return shortened(".".join([*begun, last]), letters)
+    return shortened(".".join([*begun, last]), {*letters, *whole})
 
 
 def _begun(part: str, letters: int) -> str:

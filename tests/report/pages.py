@@ -213,6 +213,11 @@ def doors() -> str:
     return found.report("html", plan=found.plan(ratio=0.5))
 
 
+def halves() -> str:
+    """A record alone, of two groups of one dimension."""
+    return fxprune.record(fxprune.transform(Doors().eval(), torch.randn(2, 4), ratio=0.5, verify=False)).report("html")
+
+
 def evil() -> str:
     """Names, reasons and notes that are HTML."""
     shapes = {f"{EVIL}.weight": (4, 3), "plain.weight": (2, 4)}

@@ -13,7 +13,7 @@ import pytest
 
 from tests.report import browser as browsers
 from tests.report.browser import DOWN, ENTER, ESCAPE, Browser
-from tests.report.pages import EVIL, PAGES, analysis, chain
+from tests.report.pages import EVIL, PAGES, analysis, chain, halves
 
 Open = Callable[..., Browser]
 
@@ -406,6 +406,16 @@ def test_groups_of_one_name_and_kind_are_told_apart_by_their_dimension(opened: O
     assert [row.text.splitlines()[2] for row in found.all("#list .item")] == [text[3:-1] for text in links]
     addresses = [row.get_attribute("data-hash") for row in found.all("#list .item")]
     assert len(set(addresses)) == len(addresses)
+
+
+def test_groups_of_a_record_are_told_apart_by_the_layer_that_one_lacks(chromium: Browser) -> None:
+    chromium.open("halves", halves())
+    rows = [row.text.splitlines()[2] for row in chromium.all("#list .item")]
+    dimension = "removed, encoder.0.0.first.weight[0]"
+    assert [text for text in rows if "0.0.first" in text] == [
+        f"{dimension} with encoder.0.0.inside",
+        f"{dimension} without encoder.0.0.inside",
+    ]
 
 
 def test_a_parameter_that_no_layer_owns_says_which_of_its_dimensions_are_held_or_go(opened: Open) -> None:

@@ -56,16 +56,19 @@ function withKind(group) {
 }
 
 // What tells a group from the others of its name and kind: its dimension; where that is the same, a layer that the others
-// do not have, or else its first place there. "" where there are no others.
+// do not have, or else its first place there, or else a layer that it alone does not have. "" where there are no others.
 function dimensionOf(number) {
   const group = data.groups[number];
   const others = groupsNamed(withKind(group)).filter((other) => other !== number);
   const alike = others.filter((other) => keyDimension(other) === keyDimension(number));
   if (!others.length || !alike.length) return others.length ? keyDimension(number) : "";
-  const elsewhere = new Set(alike.flatMap((other) => data.groups[other].members.map((m) => layerOf(m.parameter))));
-  const own = group.members.map((m) => layerOf(m.parameter)).find((layer) => !elsewhere.has(layer));
+  const ownersIn = (one) => new Set(data.groups[one].members.map((m) => layerOf(m.parameter)));
+  const [here, elsewhere] = [ownersIn(number), alike.map(ownersIn)];
+  const own = [...here].find((layer) => !elsewhere.some((there) => there.has(layer)));
+  const lacked = [...elsewhere[0]].find((layer) => !here.has(layer) && elsewhere.every((there) => there.has(layer)));
   const { first } = group.members[0];
-  return `${keyDimension(number)} ${own !== undefined ? `with ${own}` : first === null ? `#${number + 1}` : `from slot ${first}`}`;
+  const place = first !== null ? `from slot ${first}` : lacked !== undefined ? `without ${lacked}` : `#${number + 1}`;
+  return `${keyDimension(number)} ${own !== undefined ? `with ${own}` : place}`;
 }
 
 // The dimension that the key of a group names, or its first one.
