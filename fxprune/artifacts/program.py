@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import re
 from collections import Counter
@@ -23,7 +22,7 @@ from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import no_fused_attention, same_random_state, silence
 from fxprune.capture.tensors import computed_tensors
 from fxprune.capture.uncopied import why_no_copy
-from fxprune.capture.values import tensors_in
+from fxprune.capture.values import named_parts, tensors_in
 from fxprune.errors import CaptureError, FxpruneError, counted
 from fxprune.paths import PATHS
 
@@ -115,9 +114,9 @@ def tensors_only(value: Any, path: str, dropped: dict[str, str]) -> Any:
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
         parts = [tensors_only(part, f"{path}[{i}]", dropped) for i, part in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f.name for f in dataclasses.fields(value)]
-        return {name: tensors_only(getattr(value, name), f"{path}.{name}", dropped) for name in fields}
+    named = named_parts(value)
+    if named is not None:
+        return {name: tensors_only(part, f"{path}.{name}", dropped) for name, part in named.items()}
     dropped[path] = "int" if isinstance(value, torch.SymInt) else type(value).__name__
     return None
 

@@ -1,20 +1,19 @@
 """Paths into the result of a forward: the parts of it that count as outputs.
 
 A path is a tuple of keys. A key is the number of an element of a list or tuple, the key of a dict, or the name of a
-field of a data class or a named tuple. The key "*" stands for every one, as for the elements of a list with a dict for
-each image.
+field of a data class or a named tuple, or of a parameter of a distribution. The key "*" stands for every one, as for
+the elements of a list with a dict for each image.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fxprune.capture.values import leaves
+from fxprune.capture.values import leaves, named_parts
 from fxprune.errors import InputError, PlanError
 
 OutputPath = tuple[str | int, ...]
@@ -106,9 +105,7 @@ def _parts(value: Any) -> dict[Any, Any] | None:
         return dict(zip(value._fields, value, strict=True))
     if isinstance(value, tuple | list):
         return dict(enumerate(value))
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return None
+    return named_parts(value)
 
 
 def _key_in(value: Any, parts: Mapping[Any, Any], key: str | int) -> Any:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 SUMS = "sum nansum linalg_vector_norm norm".split()
 STATISTICS = """
     mean nanmean amax amin aminmax max min median nanmedian mode prod var std var_mean std_mean logsumexp all any
-    count_nonzero
+    count_nonzero _is_all_true _is_any_true
 """.split()
 POSITIONS = "argmax argmin kthvalue cummax cummin".split()
 POSITION = "the result holds positions in this dimension or depends on their order"
-ZERO_OF_ZEROS = set(SUMS) | {"mean", "amax", "amin", "max", "min", "prod", "var", "std", "any", "median"}
+ZERO_OF_ZEROS = {*SUMS, *"mean amax amin max min prod var std any median _is_any_true".split()}
 
 
 def _dims(call: Call, ndim: int) -> list[int]:

@@ -37,14 +37,14 @@ class Copying:
     values: name of a parameter or buffer -> its numbers, where they are others, see `kept_weights`.
     unrounded: name of a parameter -> its numbers before they were rounded to its type. Where the parameter is that
         rounding, the copy gets the exact number, so that the rounding does not count as an error.
-    moved: True to change every number by one rounding.
+    moved: 1, 2, ... to change every number by one rounding, up or down as this number says; 0 for none.
     made: called with the copy and the name of each parameter and buffer when it is made.
     """
 
     zeroed: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     values: Mapping[str, torch.Tensor] = field(default_factory=dict)
     unrounded: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    moved: bool = False
+    moved: int = 0
     made: Callable[[torch.Tensor, str], None] = lambda tensor, name: None
 
 
@@ -134,7 +134,7 @@ class Copies:
             if name in self.copying.values:
                 copied.copy_(self.copying.values[name])
             if self.copying.moved:
-                copied = moved_by_rounding(copied)
+                copied = moved_by_rounding(copied, self.copying.moved)
             zero_slots(copied, self.copying.zeroed.get(name, {}))
             exact = self.copying.unrounded.get(name)
             if exact is not None and self.precision.dtype is not None:  # see `unrounded`
@@ -182,10 +182,10 @@ class _Parameters(dict[str, Any]):
         return dict, (dict(self.items()),)
 
 
-def moved_by_rounding(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with every number that is not an integer changed by one rounding, up or down."""
+def moved_by_rounding(tensor: torch.Tensor, moved: int) -> torch.Tensor:
+    """The tensor with every number that is not an integer changed by one rounding, up or down as `moved` says."""
     if not tensor.is_floating_point():
         return tensor
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(moved - 1)
     up = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device)
     return tensor * (1 + torch.finfo(tensor.dtype).eps * (2 * up - 1).to(tensor.dtype))

@@ -13,6 +13,7 @@ from fxprune.analysis.observed import Observation, Walked
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES
 from fxprune.capture.output_paths import tensors_that_count
+from fxprune.capture.scopes import Key
 from fxprune.capture.values import tensors_in
 from fxprune.errors import VerificationError, text_of
 from fxprune.proof.copies import Copying
@@ -31,6 +32,10 @@ from fxprune.proof.trail import Trail, TrailRecorder, errors_of
 
 BLURRED = 1e-3
 """An error above this is never explained by rounding. An error below it can be a rounding that the model amplifies."""
+
+MOVES = 8
+"""The most runs in which every number is moved by one rounding. One run can leave a number as it is that is nothing but
+roundings: `softmax(x).sum() - 1` is a small multiple of the least difference from 1, or zero."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Round:
         moved = call_model(
             self.pair.findings.model,
             self.inputs,
-            self.pair.copying(plain=self.pair.statistics, moved=True),
+            self.pair.copying(plain=self.pair.statistics, moved=1),
             times=len(model),
             precision=self.precision,
             modes=self.modes,
@@ -149,9 +154,7 @@ class Round:
         amplified = relative_error(self._outputs(moved), model)
         return None if self._is_rounding(error, amplified) else graph_differs(error)
 
-    def _reference(
-        self, times: int | None, *, plain: bool = False, moved: bool = False
-    ) -> tuple[list[Any], Trail | None]:
+    def _reference(self, times: int | None, *, plain: bool = False, moved: int = 0) -> tuple[list[Any], Trail | None]:
         """The results of the reference and its trail. plain: True to remove nothing. moved: as in `Copying`."""
         pair, captured = self.pair, self.pair.findings.captured
         unread = self._digests and pair.folded is None  # statistics that no operation reads; constants stay in theirs
@@ -240,7 +243,7 @@ class Round:
         suspects = [] if judgement is None else list(judgement.suspects())
         if error <= tolerance and not suspects:
             return None, 0.0, False
-        moved, trail = self._reference(len(reference), moved=True)
+        moved, trail = self._reference(len(reference), moved=1)
         amplified = relative_error(moved, reference)
         noise = False
         if judgement is not None:
@@ -250,15 +253,10 @@ class Round:
                 and error > tolerance
                 and self._is_noise(error, amplified, max(sizes, default=0.0), judgement)
             )
+            trails = [trail]
             for key, apart in suspects:
-                theirs, ours = judgement.theirs.steps[key], judgement.ours.steps[key]
-                other = trail.steps.get(key) if trail is not None else None
-                errors = errors_of(ours, theirs, ours)
-                moves = (other and errors_of(other, theirs, ours)) or [0.0] * len(errors)
-                sizes = [0.0 if digest is None else digest.size for digest in ours.digests]
-                each = zip(errors, moves, sizes, strict=True)
-                if not all(self._tells_nothing(*numbers, judgement) for numbers in each):
-                    return differs_inside(key, ours, apart, error, tolerance), apart, False
+                if not self._tells_nothing(key, judgement, trails, len(reference)):
+                    return differs_inside(key, judgement.ours.steps[key], apart, error, tolerance), apart, False
         right = noise or error <= tolerance or self._is_rounding(error, amplified)
         return (None if right else differs_inside(None, None, error, error, tolerance)), 0.0, noise
 
@@ -267,18 +265,46 @@ class Round:
         blurred = max(BLURRED, 10 * self.precision.tolerance)
         return error < blurred and error <= 100 * amplified
 
-    def _tells_nothing(self, error: float, amplified: float, size: float, judgement: Judgement) -> bool:
-        """True if an error inside of the models is no sign of a difference: it is rounding, or is that of noise."""
-        small = error <= self.precision.tolerance or self._is_rounding(error, amplified)
-        return small or self._is_noise(error, amplified, size, judgement)
+    def _tells_nothing(self, key: Key, judgement: Judgement, trails: list[Trail | None], times: int) -> bool:
+        """True if an error inside of the models is no sign of a difference: it is rounding, or is that of noise.
+
+        trails: those of the reference with every number moved by one rounding. More are run, and appended, for numbers
+            that are tiny beside others of the run. times: how often the model is called.
+        """
+        theirs, ours = judgement.theirs.steps[key], judgement.ours.steps[key]
+        errors = errors_of(ours, theirs, ours)
+        sizes = [0.0 if digest is None else digest.size for digest in ours.digests]
+        amplified = [0.0] * len(errors)
+        for move in range(MOVES):
+            if move == len(trails):
+                trails.append(self._reference(times, moved=move + 1)[1])
+            trail = trails[move]
+            other = trail.steps.get(key) if trail is not None else None
+            moves = (other and errors_of(other, theirs, ours)) or amplified
+            amplified = list(map(max, amplified, moves))
+            telling = [
+                size
+                for error, moved, size in zip(errors, amplified, sizes, strict=True)
+                if error > self.precision.tolerance
+                and not self._is_rounding(error, moved)
+                and not self._is_noise(error, moved, size, judgement)
+            ]
+            if not all(self._is_tiny(size, judgement) for size in telling):
+                return False
+            if not telling:
+                return True
+        return False
+
+    def _is_tiny(self, size: float, judgement: Judgement) -> bool:
+        """True if numbers are tiny beside others of the run."""
+        return size <= self.precision.tolerance * judgement.largest
 
     def _is_noise(self, error: float, amplified: float, size: float, judgement: Judgement) -> bool:
         """True if numbers are nothing but roundings, as is the mean of channels that the norm before has centred.
 
         They are tiny beside others of the run, and one rounding moves them by more than a thousandth of their size.
         """
-        tiny = size <= self.precision.tolerance * judgement.largest
-        return tiny and amplified > BLURRED and error <= 100 * amplified
+        return self._is_tiny(size, judgement) and amplified > BLURRED and error <= 100 * amplified
 
     def _noise_note(self) -> str:
         where = (

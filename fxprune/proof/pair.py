@@ -43,7 +43,7 @@ class Pair:
     def _kept(self) -> KeptWeights:
         return kept_weights(self.findings.model, self.zeroed)
 
-    def copying(self, *, plain: bool, moved: bool = False) -> Copying:
+    def copying(self, *, plain: bool, moved: int = 0) -> Copying:
         """The copies of the reference. plain: True to remove nothing. moved: as in `Copying`."""
         return Copying(moved=moved) if plain else Copying(self._kept.zeroed, self._kept.values, moved=moved)
 

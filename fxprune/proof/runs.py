@@ -103,7 +103,7 @@ class GraphRun(Run):
     def _call(self, values: list[Any]) -> Any:
         given = self.precision.copies(values)
         if self.moved:
-            given = pytree.tree_map_only(torch.Tensor, moved_by_rounding, given)
+            given = pytree.tree_map_only(torch.Tensor, lambda tensor: moved_by_rounding(tensor, self.moved), given)
         return self.run_on(given)
 
     def run_on(self, values: list[Any]) -> Any:

@@ -52,6 +52,8 @@ REDUCTIONS = [
     OpCase("prod over space", fn(lambda h: h.prod(2))),
     OpCase("count_nonzero over the channels", fn(lambda h: h.relu().count_nonzero(1).double()), **STATISTIC),
     OpCase("any over the channels", fn(lambda h: (h > 1).any(1).double()), **STATISTIC),
+    OpCase("any is true", fn(lambda h: h * torch._is_any_true(h > 1).double()), expect="inexact"),
+    OpCase("all are true", fn(lambda h: h * torch._is_all_true(h == h).double()), expect="inexact"),
     OpCase("all over space", fn(lambda h: (h > -1).all(-1).double())),
     OpCase("aminmax over space", fn(lambda h: difference(torch.aminmax(h, dim=2)))),
     OpCase("logcumsumexp over the channels", fn(lambda h: h.logcumsumexp(1)), expect="inexact"),
