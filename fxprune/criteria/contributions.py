@@ -213,7 +213,7 @@ class _Collector:
         rows, outputs = self._draw(weight, len(product.x), [len(matrix)])
         parts = matrix[outputs].to(wide) * product.x[rows].to(wide)
         self._check(product.x, parts, weight)
-        self.found.setdefault(id(weight), []).append(Sampled(parts.detach(), outputs + place.start))
+        self.found.setdefault(id(weight), []).append(_real(Sampled(parts.detach(), outputs + place.start)))
 
     def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
         x = args[0] if args else kwargs["input"]
@@ -223,7 +223,7 @@ class _Collector:
         take = _linear if isinstance(module, nn.Linear) else _convolution
         parts = take(self._draw, module, x.detach().to(wide), weight.to(wide), output)
         self._check(x, parts.parts, cast(torch.Tensor, module.weight))
-        self.found.setdefault(id(module.weight), []).append(parts)
+        self.found.setdefault(id(module.weight), []).append(_real(parts))
 
     def _check(self, x: torch.Tensor, parts: torch.Tensor, weight: torch.Tensor) -> None:
         """Raises `InputError` if what a layer reads, or what it computes of it, is not finite."""
@@ -251,6 +251,13 @@ class _Collector:
         if weight in self._sequences_first:  # the rows of an input are `inputs` apart
             return [first * inputs + parts, *others]
         return [first + each * parts, *others]
+
+
+def _real(sampled: Sampled) -> Sampled:
+    """Complex samples as two of real numbers each: their sums of squares are those of the complex ones."""
+    if not sampled.parts.is_complex():
+        return sampled
+    return Sampled(torch.cat([sampled.parts.real, sampled.parts.imag]), torch.cat([sampled.outputs] * 2))
 
 
 Draw = Callable[[torch.Tensor, int, Sequence[int]], list[torch.Tensor]]

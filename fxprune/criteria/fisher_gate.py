@@ -126,7 +126,8 @@ def fisher_gate_importance(
 
 def _products(weight: Tensor, gradient: Tensor) -> list[Tensor]:
     """The sums of w * dL/dw over all dimensions but one, for each dimension."""
-    product = weight.detach().cpu().double() * gradient.cpu().double()
+    w, g = weight.detach().cpu(), gradient.cpu()
+    product = (w * g.conj()).real.double() if w.is_complex() else w.double() * g.double()
     others = [[other for other in range(product.ndim) if other != dim] for dim in range(product.ndim)]
     return [product.sum(dims) if dims else product for dims in others]
 

@@ -88,7 +88,7 @@ def taylor_importance(
 def fisher_importance(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = True, process_group: Any = None
 ) -> GradientImportance:
-    """The diagonal of the Fisher information: terms = w^2 * mean over samples of (dL/dw)^2 / 2.
+    """The diagonal of the Fisher information: terms = |w|^2 * mean over samples of |dL/dw|^2 / 2.
 
     The second-order change of the loss where w becomes zero, with the Fisher information for the Hessian: LeCun et al.
     1989, "Optimal Brain Damage"; Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning"
@@ -105,10 +105,17 @@ def fisher_importance(
     >>> fisher_importance(net, data, loss=lambda model, x: model(x).sum()).terms["0.weight"]
     tensor([[11.2500]], dtype=torch.float64)
     """
-    found = _means(model, batches, loss, torch.square, _each, progress, Processes(process_group))
+    found = _means(
+        model, batches, loss, lambda gradient: gradient.abs().square(), _each, progress, Processes(process_group)
+    )
     if not any(mean.any() for _, mean in found.values()):
         raise no_gradients()
-    return GradientImportance({name: weight.square() * mean / 2 for name, (weight, mean) in found.items()})
+    return GradientImportance({name: weight.abs().square() * mean / 2 for name, (weight, mean) in found.items()})
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU in float64; in complex128 if it is complex."""
+    return tensor.cpu().to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def _whole(batch: Any) -> list[tuple[Any, int]]:
@@ -144,8 +151,8 @@ def _means(
                 count += size
                 for name, parameter in parameters.items():
                     if parameter.grad is not None:
-                        value = size * of(parameter.grad.cpu().double())
+                        value = size * of(_double(parameter.grad))
                         total[name] = total[name] + value if name in total else value
                         parameter.grad = None
         total, count = processes.sums(total, count)
-        return {name: (parameters[name].detach().cpu().double(), value / count) for name, value in total.items()}
+        return {name: (_double(parameters[name].detach()), value / count) for name, value in total.items()}

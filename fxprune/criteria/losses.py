@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import check_initialised
 from fxprune.capture.tensors import Tensors
+from fxprune.criteria.weights import is_number
 from fxprune.errors import FxpruneError, InputError, PlanError
 from fxprune.running.inputs import described
 
@@ -47,12 +48,12 @@ def check_loss(loss: Any) -> None:
 
 @contextlib.contextmanager
 def with_gradients(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
-    """Evaluation mode, with gradients of all floating parameters. At the end all is as before.
+    """Evaluation mode, with gradients of all parameters that are real or complex. At the end all is as before.
 
     Gives the parameters by name. Raises `PlanError` for what is no model, or has no values.
     """
     check_has_values(model)
-    parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    parameters = {name: p for name, p in model.named_parameters() if is_number(p)}
     before = [(p, p.requires_grad, p.grad) for p in parameters.values()]
     modes = [(module, module.training) for module in model.modules()]
     try:

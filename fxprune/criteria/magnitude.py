@@ -14,7 +14,7 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import PARAMETER
 from fxprune.criteria.table import criterion
-from fxprune.criteria.weights import filters_of, refuse_meta, refuse_without_values
+from fxprune.criteria.weights import filters_of, is_number, magnitudes, refuse_meta, refuse_without_values
 from fxprune.errors import PlanError
 
 BLOCK = 1 << 17
@@ -65,9 +65,9 @@ def lp(p: float) -> Callable[[Group], Tensor]:
     def importance(group: Group) -> Tensor:
         total = torch.zeros(group.size, dtype=torch.float64)
         for member in group.members:
-            if isinstance(member.tensor, nn.Parameter) and member.tensor.is_floating_point():
+            if isinstance(member.tensor, nn.Parameter) and is_number(member.tensor):
                 refuse_meta(member.tensor, f"lp({p})")
-                total += member.sum_per_channel(member.tensor.detach().double().abs() ** p)
+                total += member.sum_per_channel(magnitudes(member.tensor) ** p)
         return total ** (1 / p)
 
     return importance
@@ -97,7 +97,7 @@ def norm_scores(findings: Findings, p: float) -> npt.NDArray[np.float64]:
     wanted: dict[str, dict[int, int]] = {}
     for number, axis in enumerate(solution.axes):
         tensor = findings.tensors[axis.parameter]
-        if axis.parameter in trained and tensor.is_floating_point() and number in solution.shrinkable_axes:
+        if axis.parameter in trained and is_number(tensor) and number in solution.shrinkable_axes:
             wanted.setdefault(axis.parameter, {})[axis.dim] = number
     sums: dict[int, npt.NDArray[np.floating]] = {}
     for name, numbers in wanted.items():
@@ -120,7 +120,7 @@ def filter_norms(weight: Tensor, p: int = 2, dim: int = 0) -> Tensor:
     >>> filter_norms(torch.tensor([[3.0, 4.0], [0.0, -1.0]])).tolist()
     [5.0, 1.0]
     """
-    norms: Tensor = torch.linalg.vector_norm(filters_of(weight, dim), p, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(filters_of(magnitudes(weight), dim), p, dim=1)
     return norms
 
 
@@ -130,7 +130,8 @@ def _sums_of_powers(tensor: Tensor, p: float, dims: Sequence[int]) -> dict[int, 
     The powers of some rows at a time stay in the processor's cache until they are summed, so each weight is read once.
     In numpy: one thread that is never kept waiting beats a team of them on layers of usual size.
     """
-    values = tensor.detach().to(device="cpu", dtype=torch.promote_types(tensor.dtype, torch.float32)).numpy()
+    tensor = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    values = tensor.to(device="cpu", dtype=torch.promote_types(tensor.dtype, torch.float32)).numpy()
     rows = values.reshape(len(values), -1)
     step = max(1, BLOCK // max(1, rows.shape[1]))
     buffer = np.empty((min(step, len(rows)), rows.shape[1]), values.dtype)

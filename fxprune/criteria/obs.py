@@ -18,6 +18,7 @@ from fxprune.criteria.losses import Loss
 from fxprune.criteria.reading import ReadBlock, Readings, readings_of
 from fxprune.criteria.surgery import TINY, ReadingLayer, reading_layer, removal_order
 from fxprune.criteria.table import measured
+from fxprune.criteria.weights import is_number, magnitudes
 from fxprune.errors import PlanError
 from fxprune.running.processes import Processes
 
@@ -100,7 +101,7 @@ class SurgeonImportance:
         if not layers:
             raise PlanError(
                 f'nothing was seen reading group "{group.name}" ({group.kind})',
-                why="no product with a weight reads its channels in the batches that were run",
+                why="no product with a weight of real numbers reads its channels in the batches that were run",
                 do="leave it out with ignore, or choose another importance",
             )
         return layers
@@ -118,8 +119,8 @@ def _by_size(group: Group) -> tuple[Tensor, Tensor]:
     """The order of a group that no layer reads, by the squares of its weights, and their shares of the sum."""
     squares = torch.zeros(group.size, dtype=torch.float64)
     for member in group.members:
-        if isinstance(member.tensor, nn.Parameter) and member.tensor.is_floating_point():
-            squares += member.sum_per_channel(member.tensor.detach().double().square())
+        if isinstance(member.tensor, nn.Parameter) and is_number(member.tensor):
+            squares += member.sum_per_channel(magnitudes(member.tensor).square())
     order = squares.argsort(stable=True)
     return order, squares[order] / squares.sum().clamp(min=TINY)
 

@@ -143,7 +143,7 @@ class _Gather:
         def add(call: ProductCall) -> None:
             assert call.y is not None
             product = call.product
-            if isinstance(product.form, Convolution):
+            if isinstance(product.form, Convolution) or product.weight.is_complex():
                 return
             for _, outputs in product.form.rows(product.x.detach(), call.y.detach(), product.weight):
                 lengths = outputs.square().sum(-1)
@@ -167,7 +167,8 @@ class _Gather:
 
         def add(call: ProductCall) -> None:
             assert call.y is not None
-            self._add(call.place, call.product, call.y, number)
+            if not call.product.weight.is_complex():  # sums of real numbers cannot hold what it reads
+                self._add(call.place, call.product, call.y, number)
 
         with Watch(self.parameters, after=add):
             run()
@@ -178,7 +179,7 @@ class _Gather:
         value = run()
         for node, product in _products_behind(value):
             place = self.parameters.place(product)
-            if place is not None:
+            if place is not None and not product.weight.is_complex():
                 node.register_prehook(partial(self._add_gradient, place, product, number, samples))
         value.backward()  # type: ignore[no-untyped-call]
         self.found.samples += samples

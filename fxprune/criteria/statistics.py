@@ -253,10 +253,15 @@ def _inputs(model: nn.Module, batch: Any, prepare: Callable[[Any], Any] | None, 
     return on_device
 
 
+def _double(tensor: Tensor) -> Tensor:
+    """A tensor in float64; in complex128 if it is complex."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def _statistics(layer: str, recorder: Recorder, processes: Processes) -> LayerStatistics:
     own = recorder.sums.get(layer, Sums())
     at = ", ".join(recorder.places.get(layer, ()))
-    sums, count = processes.sums({name: tensor.cpu().double() for name, tensor in own.sums.items()}, own.count)
+    sums, count = processes.sums({name: _double(tensor.cpu()) for name, tensor in own.sums.items()}, own.count)
     calls, maps = (sum(numbers) for numbers in zip(*processes.all((own.calls, own.maps)), strict=True))
     mean = sums["values"] / count
     return LayerStatistics(
@@ -266,6 +271,6 @@ def _statistics(layer: str, recorder: Recorder, processes: Processes) -> LayerSt
         count,
         zeros=sums["zeros"] / count,
         mean_abs=sums["magnitudes"] / count,
-        variance=(sums["squares"] / count - mean.square()).clamp(min=0),
+        variance=(sums["squares"] / count - mean.abs().square()).clamp(min=0),
         rank=sums["ranks"] / maps if maps else None,
     )

@@ -26,7 +26,10 @@ def refuse_meta(tensor: Tensor, criterion: str) -> None:
 
 
 def filters_of(weight: Tensor, dim: int) -> Tensor:
-    """The filters of a weight as rows [outputs, everything else] in float64; dim: the dimension of the outputs."""
+    """The filters of a weight as rows [outputs, everything else] in float64; a complex number is two numbers of a row.
+
+    dim: the dimension of the outputs.
+    """
     if not -weight.ndim <= dim < weight.ndim:
         raise PlanError(
             f"the weight has no dimension {dim}",
@@ -34,4 +37,16 @@ def filters_of(weight: Tensor, dim: int) -> Tensor:
             do="pass the dimension of the outputs, for most layers 0",
         )
     moved = weight.detach().movedim(dim, 0)
-    return moved.flatten(1 if weight.ndim > 1 else 0).to(torch.float64).view(weight.shape[dim], -1)
+    if moved.is_complex():
+        moved = torch.view_as_real(moved.resolve_conj())
+    return moved.flatten(1 if moved.ndim > 1 else 0).to(torch.float64).view(weight.shape[dim], -1)
+
+
+def is_number(tensor: Tensor) -> bool:
+    """True for a tensor of real or complex numbers, False for one of integers."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def magnitudes(tensor: Tensor) -> Tensor:
+    """The absolute values of a tensor, in float64."""
+    return tensor.detach().abs().to(torch.float64)

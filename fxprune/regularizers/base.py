@@ -22,6 +22,11 @@ from fxprune.files import Field
 from fxprune.schedules import Schedule, as_schedule
 
 
+def squared(tensor: torch.Tensor) -> torch.Tensor:
+    """|w|^2 of every element, with gradients."""
+    return (tensor * tensor.conj()).real if tensor.is_complex() else tensor.square()
+
+
 class Regularizer(TrainingPenalty):
     """A penalty on the parameters of a model, times a strength that may change from step to step.
 

@@ -15,7 +15,7 @@ from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
 from fxprune.arguments import checks_names, fits, shown
 from fxprune.errors import PlanError, nearest
-from fxprune.regularizers.base import Regularizer
+from fxprune.regularizers.base import Regularizer, squared
 from fxprune.schedules import Schedule
 from fxprune.sharded import is_sharded
 
@@ -70,8 +70,8 @@ class _OverChannels(Regularizer):
         for group in self.groups():
             members = [m for m in group.members if isinstance(m.tensor, nn.Parameter)]
             if members:
-                sums = [_per_channel(m, m.tensor.square()) for m in members]
-                counts = [_per_channel(m, torch.ones_like(m.tensor)) for m in members]
+                sums = [_per_channel(m, squared(m.tensor)) for m in members]
+                counts = [_per_channel(m, torch.ones_like(m.tensor.real)) for m in members]
                 yield torch.stack(sums).sum(0), torch.stack(counts).sum(0)
 
 

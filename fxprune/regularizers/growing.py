@@ -13,7 +13,7 @@ from fxprune.arguments import checks_names, fits, shown
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
-from fxprune.regularizers.base import Regularizer
+from fxprune.regularizers.base import Regularizer, squared
 
 
 class GrowingRegularization(Regularizer):
@@ -128,7 +128,7 @@ class GrowingRegularization(Regularizer):
                 gone = torch.zeros_like(parameter, dtype=torch.bool)
                 for dim, indices in dims.items():
                     gone.index_fill_(dim, torch.tensor(indices, device=parameter.device), True)
-                terms.append((parameter.square() * gone).sum() / 2)
+                terms.append((squared(parameter) * gone).sum() / 2)
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
 

@@ -63,12 +63,12 @@ class Sums:
         others = [d for d in range(made.ndim) if d != dim % made.ndim]
         size = made.abs()
         dtype = torch.float32 if made.device.type == "mps" else torch.float64
-        wide = made.to(dtype)
+        wide = made.to(torch.promote_types(made.dtype, dtype) if made.is_complex() else dtype)
         found = {
             "zeros": (size <= threshold).sum(others, dtype=dtype),
             "magnitudes": size.sum(others, dtype=dtype),
             "values": wide.sum(others),
-            "squares": wide.square().sum(others),
+            "squares": size.to(dtype).square().sum(others),
         }
         if ranks and made.ndim == 4 and dim % 4 == 1:
             found["ranks"] = torch.linalg.matrix_rank(made.float().nan_to_num(0.0, 0.0, 0.0)).sum(0, dtype=dtype)
