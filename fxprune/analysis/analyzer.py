@@ -22,6 +22,7 @@ from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
+from fxprune.analysis.unseen_mode import reason_for_unseen
 from fxprune.capture.file_state import Code
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.mode_layers import fixed_mode_note
@@ -215,7 +216,8 @@ class Analyzer:
     def _in_other_mode(self, method: str, tries: Sequence[Inputs]) -> Iterator[Walked]:
         """Run forward or a method in the mode `self.mode`, on the first inputs on which it runs.
 
-        Nothing if it raises on all of them: then a note says so.
+        Nothing if it raises on all of them: then a note says so. Raises `CaptureError` if it raises on fake tensors
+        alone, since it decides by numbers in that mode: then the model has to be walked on real ones.
         """
         errors, given = [], self.subject.model.training
         doubles = self.mode.training and not given
@@ -230,12 +232,15 @@ class Analyzer:
                 else:
                     yield walked
                     return
-        self.looked_everywhere = False
+        self._note_unseen_mode(method, reason_for_unseen(self.subject, self.mode, method, tries, errors[0]))
+
+    def _note_unseen_mode(self, method: str, reason: str) -> None:
+        """Note that forward, or a method, was not looked at in the mode `self.mode`."""
+        self.looked_everywhere, given = False, self.subject.model.training
         called = f' of the method "{method}"' if method else ""
-        raises = "it" if method else "forward"
         mode = self.mode.text(given).removeprefix("in ")
         mode = mode if mode.startswith(tuple(MODES.values())) else f"what is done {mode}"
-        self.notes.append(f"{mode}{called} was not looked at, because {raises} raises there: {errors[0].first_why}")
+        self.notes.append(f"{mode}{called} was not looked at, because {reason}")
 
     def _walk_in_mode(self, inputs: Inputs, method: str) -> Walked:
         """Run the model in the mode `self.mode`, set as its class does it.

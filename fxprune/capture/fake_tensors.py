@@ -20,20 +20,25 @@ MOST_NUMBERS = 64
 
 
 class Real:
-    """Replaces a `Faker` for a forward that reads the numbers in tensors: real parameters, and copies of all else."""
+    """Replaces a `Faker` for a forward that reads the numbers in tensors: copies, with the numbers of the model."""
 
     def __init__(self) -> None:
         self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def tensor(self, real: torch.Tensor) -> torch.Tensor:
-        """A parameter as it is; of any other tensor a copy, since the forward may write into it.
+        """A copy of a tensor, since the forward may write into it: into parameters too, as an average of them is.
 
         The same tensor always gets the same copy.
         """
+        known = self._made.get(id(real))
+        if known is not None:
+            return known[1]
+        copy = real.detach().clone()
         if isinstance(real, nn.Parameter):
-            return real
-        return self._made.setdefault(id(real), (real, real.detach().clone()))[1]
+            as_parameter(copy, real)
+        self._made[id(real)] = (real, copy)
+        return copy
 
     def of_state(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of a small model: a buffer is copied, since the forward may write into it."""
@@ -44,7 +49,7 @@ class Real:
         return pytree.tree_map_only(torch.Tensor, self.tensor, values)
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A copy of a module with the same parameters and copies of its buffers."""
+        """A copy of a module with copies of its parameters and buffers."""
         return copy_module(module, self.tensor)
 
 

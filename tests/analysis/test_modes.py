@@ -262,6 +262,51 @@ class TestForwardRaisesInTraining:
         assert "for inference only" in fxprune.analyze(model, torch.randn(4, 6), path="eager").notes[0]
 
 
+class TestTheOtherModeDecidesByNumbers:
+    """Fake tensors have no numbers, so such a mode is walked on real ones."""
+
+    class Decides(Block):
+        def __init__(self, decides_in: bool) -> None:
+            super().__init__()
+            self.extra, self.decides_in = nn.Linear(16, 16), decides_in
+
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            h = super().features(x)
+            return self.extra(h) if self.training == self.decides_in and h.min().item() > -1.0 else h
+
+    @pytest.mark.parametrize("given", [False, True])
+    def test_what_only_that_mode_reaches_is_cut(self, given: bool) -> None:
+        model, x = ready(self.Decides(not given)).train(given), numbers(4, 6)
+        small = fxprune.transform(model, x, ratio=0.5, importance="random", seed=1)
+        assert type(small) is type(model)
+        assert not [r for r in fxprune.record(small).reasons if "not looked at" in r]
+        assert small.extra.weight.shape == (8, 8)
+        for training in (True, False):
+            assert error_in(training, model, small, numbers(5, 6)) < 1e-9
+
+    def test_a_graph_says_that_it_was_not_looked_at(self) -> None:
+        model = ready(nn.Sequential(self.Decides(True), nn.ReLU(), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+        small = fxprune.transform(model, numbers(4, 6), ratio=0.5, path="fx")
+        reason = (
+            "training mode was not looked at, because forward decides by numbers there, which the analysis of a graph"
+        )
+        assert [r for r in fxprune.record(small).reasons if r.startswith(reason)]
+
+    def test_what_training_writes_into_parameters_stays_in_the_copy(self) -> None:
+        class Average(self.Decides):
+            def features(self, x: torch.Tensor) -> torch.Tensor:
+                h = super().features(x)
+                if self.training and h.min().item() > -1.0:
+                    self.extra.weight.data.mul_(0.9).add_(0.1)
+                return h
+
+        for training in (True, False):
+            model = ready(Average(True)).train(training)
+            before = copy.deepcopy(model.state_dict())
+            fxprune.transform(model, numbers(4, 6), ratio=0.5)
+            assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_size_that_only_training_writes_down_holds_channels() -> None:
     class Written(Block):
         def features(self, x: torch.Tensor) -> torch.Tensor:
