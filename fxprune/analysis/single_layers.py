@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxprune.analysis.counter import Counter, Found
@@ -14,6 +13,7 @@ from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction, Observation, Walked
 from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
+from fxprune.analysis.origins import Origins
 from fxprune.analysis.results import Results
 from fxprune.analysis.uses import Uses
 from fxprune.capture.output_paths import Outputs, tensors_that_count
@@ -29,7 +29,7 @@ def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
     """Findings in which the outputs of each hookable layer are one group. All other dimensions are locked.
 
     Only the weight and the bias of that layer shrink, because a forward hook fills up its output with zeros. Layers
-    whose output is a result of the model are locked too, if that part of the result counts.
+    whose output reaches a result of the model are locked too, if that part of the result counts: see `Origins`.
     """
     opened = Opened(subject, strict=strict)
     results, locking, counted = _run(opened)
@@ -51,22 +51,23 @@ def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
 def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
     """Run the model once on its example inputs, and the other methods that are observed.
 
-    Returns its results; the paths of the layers whose output, or a view of it, is a result that counts as an output;
-    and all multiply-adds of forward.
+    Returns its results; the paths of the layers whose output reaches a result that counts as an output; and all
+    multiply-adds of forward.
     """
     captured, scopes = opened.subject.captured, opened.scopes
     layers = {path for path, _ in hookable(captured.module)}
-    made: dict[int, tuple[str, torch.Tensor]] = {}  # the tensors are kept, so that no address is used twice
+    origins = Origins(map(opened.faker.tensor, opened.tensors.values()))
 
     def leave(scope: Scope, args: Any, kwargs: Any, output: Any) -> None:
         if scope.name in layers:
-            made.update((t.untyped_storage().data_ptr(), (scope.name, t)) for t in tensors_in(output))
+            origins.made_by(scope.name, tensors_in(output))
 
     scopes.on_enter, scopes.on_leave = lambda scope: None, leave
     counter, recorder = Counter(scopes), opened.observer.recorder
     scopes.on_attention = lambda key, named, made: recorder.attention(key, named, made, 0, scopes.current)
 
     def seen(func: Any, arguments: dict[str, Any], made: Any) -> None:
+        origins.seen(func, arguments, made)
         recorder.record(
             scopes.current.next_key(func._schema.name), func, arguments, tensors_in(made), 0, scopes.current
         )
@@ -75,6 +76,7 @@ def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
         result = execute()
         if node.op == "placeholder":
             recorder.given(tensors_in(result))
+            origins.given(tensors_in(result))
         return result
 
     def run(values: list[Any]) -> Any:
@@ -95,8 +97,7 @@ def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
         opened.reopen()
         ending += tensors_in(run(captured.arguments(call.inputs, call.name)))
     recorder.forget()
-    found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in ending)
-    return Results(outputs, others), {entry[0] for entry in found if entry is not None}, counted
+    return Results(outputs, others), origins.reaching(ending), counted
 
 
 def _lock_all_but_outputs(
