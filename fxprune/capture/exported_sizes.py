@@ -64,7 +64,7 @@ def needlessly_fixed(
     """The sizes of inputs that are constants in the graph although the model itself takes other ones.
 
     Whether it does is tried on fake tensors: with twice the size, and with one more, of this input alone, and of all
-    dimensions that are as long. Of a size in a range (`ranges`, see `ranges_of`), the next larger one is tried.
+    dimensions that are as long. Of a size in a range (`ranges`, see `ranges_of`), the next larger one is tried, and 1.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
@@ -79,11 +79,13 @@ def needlessly_fixed(
     for node, leaf in zip(user_inputs(program), leaves, strict=True):
         for dim, size in enumerate(_shape(node.meta.get("val"))):
             place = numbers[id(leaf)], dim
-            _, most = ranges.get(size.node.expr, (None, None)) if _varies(size) else (None, None)
+            least, most = ranges.get(size.node.expr, (1, None)) if _varies(size) else (1, None)
             if not _varies(size) and _takes_another(model, inputs, tensors, place, state):
                 notes.append(f"the input {node.name} keeps its size {leaf.shape[dim]} in dimension {dim}")
             if most is not None and runs_with(size.node.expr, most + 1):
                 notes.append(f"the input {node.name} is of size {most} at most in dimension {dim}")
+            if least == 2 and runs_with(size.node.expr, 1):  # such as a batch of one
+                notes.append(f"the input {node.name} is not of size 1 in dimension {dim}")
     return FixedSizes(tuple(notes), tuple(f"forward changes {name} {OTHER_SIZE}" for name in state))
 
 

@@ -21,7 +21,7 @@ def ranges_of(program: ExportedProgram, guards: Callable[..., Any] | None, leave
 
     A program has a range of its own for each symbol. Its guards may refuse a part of it, such as one size, or a product
     of sizes that is too large. So the guards are called, on tensors without data, to find the range around the example
-    in which they accept all sizes.
+    in which they accept all sizes. A least value of 2 stands for any, unless they refuse a size of 1.
 
     guards: the function of a program's module that raises for the inputs that it refuses, None if it has none.
     leaves: the example, one value for each of `user_inputs`.
@@ -29,12 +29,14 @@ def ranges_of(program: ExportedProgram, guards: Callable[..., Any] | None, leave
     found = {}
     for symbol, size in _open_sizes(program, leaves).items():
         least, most = _own_range(program, symbol)
+        takes_one = True
         if guards is not None and (accepts := _Guards(program, guards, leaves, symbol))(size):
             least = accepts.last([size, *(size - step for step in _STEPS if size - step > least), min(least, size)])
             further = [size + step for step in _STEPS if most is None or size + step < most]
             last = accepts.last([size, *further, *([] if most is None else [most])])
             most = None if most is None and further and last == further[-1] else last
-        if least > 2 or most is not None:
+            takes_one = least > 2 or accepts(1)
+        if least > 2 or most is not None or not takes_one:
             found[symbol] = least, most
     return found
 
@@ -79,7 +81,7 @@ def _expressions(node: torch.fx.Node) -> list[Any]:
 
 
 def _own_range(program: ExportedProgram, symbol: Any) -> tuple[int, int | None]:
-    """The range that a program has for a symbol. A least value of 2 means any: torch takes no example of size 1."""
+    """The range that a program has for a symbol. A least value of 2 may mean any: torch takes no example of size 1."""
     from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
 
     bounds = program.range_constraints.get(symbol)

@@ -85,3 +85,24 @@ def test_a_hole_is_in_the_warning_and_the_reasons() -> None:
     small(x[:, :1].expand(-1, 8, -1))
     with pytest.raises(AssertionError, match="Guard failed"):
         small(x[:, :1].expand(-1, 9, -1))
+
+
+class Bags(nn.Module):
+    """Torch exports the offsets of bags for two of them or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags, self.last = nn.EmbeddingBag(20, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bags(x))
+
+
+def test_a_size_of_one_that_is_refused_is_in_the_warning_and_the_reasons() -> None:
+    x = torch.randint(20, (4, 5))
+    with pytest.warns(fxprune.FixedSizesWarning, match="the input x is not of size 1 in dimension 0"):
+        small = fxprune.transform(Bags().eval(), x, ratio=0.5, path="export")
+    assert any("is not of size 1" in reason for reason in fxprune.record(small).reasons)
+    assert small(x[:2]).shape == (2, 3)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        small(x[:1])
