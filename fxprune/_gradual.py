@@ -151,7 +151,7 @@ class GradualPruner:
             self._cost = cost(model, example_inputs, **prefer)
             self._beside = measured_of([model], example_inputs, computed_only(keep))
             self._sizes = {group.key: group.size for group in self._analysis().groups}
-        self._budgets = budgets_of(self._figures, keep)
+        self._budgets = budgets_of(self._figures, keep, self._cost.uncounted)
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
         self._shapes = self._first_shapes = _shapes(model)

@@ -21,11 +21,11 @@ from fxprune._search.steps import SavedSteps, Values, run_of
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
-from fxprune.costs import cost_of
+from fxprune.costs import cost, cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.files import PathLike
 from fxprune.planning.budgets import Budget, budgets_of, checked_keys, place
-from fxprune.planning.figures import counted, figures_of
+from fxprune.planning.figures import counted, figures_of, measured_of
 from fxprune.planning.scopes import SEARCH
 from fxprune.progress import bar
 
@@ -116,9 +116,10 @@ def _checked(budgets: Any, key: str) -> list[float | int | str]:
 
 def _limits(model: nn.Module, example_inputs: Any, amounts: Sequence[float | int | str], key: str) -> list[float]:
     """The figure of each budget. Raises `PlanError` for one that makes no sense of this model."""
-    figures = figures_of(model, example_inputs, (key,))
+    whole = cost(model, example_inputs)
+    figures = counted(whole) | {name: found[0] for name, found in measured_of([model], example_inputs, (key,)).items()}
     with _in_words_of_pareto(key):
-        return [budgets_of(figures, {key: amount})[0].limit for amount in amounts]
+        return [budgets_of(figures, {key: amount}, whole.uncounted)[0].limit for amount in amounts]
 
 
 @contextlib.contextmanager

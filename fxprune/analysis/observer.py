@@ -236,7 +236,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._leaf_depth:  # the rule of the module around it is applied instead
             made = func(*args, **(kwargs or {}))
             name, raw = bound(func, args, kwargs or {})
-            contracted = products(func, raw, made, lambda tensor: tuple(map(self.terms.fixed, tensor.shape)))
+            fixed = self.terms.fixed
+            contracted = products(func, raw, made, lambda tensor: tuple(map(fixed, tensor.shape)), fixed)
             if contracted != []:
                 self._leaf_contractions.append(Contraction(name, self._module(), contracted))
             return made
@@ -272,7 +273,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._attach(raw, outputs, results)
         self.unread.note(name, raw, made, self._same_dims)
         self._note(call, outputs, results)
-        contracted = products(func, raw, made, lambda tensor: self.peek(tensor).vectors)
+        contracted = products(func, raw, made, lambda tensor: self.peek(tensor).vectors, self.terms.fixed)
         if contracted != []:
             every = () if contracted else tuple(v for o in (*tensors, *results) for v in o.vectors)
             self.observation.contractions.append(Contraction(name, self._module(), contracted, every))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from fxprune.capture.tensors import CONSTANT, PARAMETER, Tensors
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.costs.runs import on_fakes_or_real
+from fxprune.errors import counted
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 
@@ -61,6 +62,20 @@ class Cost:
     layers: Mapping[str, LayerCost] = field(default_factory=dict, repr=False, hash=False)
     at_least: int = field(default=0, repr=False)
     uncounted: tuple[str, ...] = field(default=(), repr=False)
+
+
+def uncounted_text(uncounted: Sequence[str]) -> str:
+    """The operations of `Cost.uncounted` in one line, each with the first place where it runs.
+
+    >>> uncounted_text(["aten::_fft_r2c in mix.0", "aten::_fft_c2r in mix.0", "aten::_fft_r2c in mix.1"])
+    'aten::_fft_r2c in mix.0 and 1 more module, aten::_fft_c2r in mix.0'
+    """
+    places: dict[str, list[str]] = {}
+    for text in uncounted:
+        places.setdefault(text.partition(" in ")[0], []).append(text)
+    return ", ".join(
+        first + (f" and {counted(len(others), 'more module')}" if others else "") for first, *others in places.values()
+    )
 
 
 @checks_arguments("model")

@@ -56,12 +56,14 @@ class Aspect(Generic[FunctionT]):
     functions: name of an operation -> its functions, the first one counts.
     keys: the same functions by another key: the target of a node, the name of a Python function, the type of a module.
     reasons: name of an operation -> why it lacks this aspect.
+    replaceable: the operations whose function says only that nothing is known; another one takes its place.
     """
 
     name: str
     functions: dict[str, list[FunctionT]] = field(default_factory=dict)
     keys: dict[Any, FunctionT] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    replaceable: set[str] = field(default_factory=set)
 
     def add(self, function: FunctionT, operations: Iterable[Any], keys: Iterable[Any] = (), twice: str = "") -> None:
         """Register a function for operations, and under keys.
@@ -73,13 +75,16 @@ class Aspect(Generic[FunctionT]):
         said that an operation lacks this aspect.
         """
         names = [name_of(operation) for operation in operations]
-        taken = [name for name in names if name in self.functions] if twice else []
+        taken = [name for name in names if name in self.functions and name not in self.replaceable] if twice else []
         if taken or any(name in self.reasons for name in names):
             raise RuleError(
                 twice.format(taken[0]) if taken else f"{', '.join(names)}: {self.name} was said to be absent",
                 do="register it once, or remove the other",
             )
         for name in names:
+            if name in self.replaceable:
+                self.replaceable.remove(name)
+                del self.functions[name]
             self.functions.setdefault(name, []).append(function)
         for key in keys:
             if self.keys.get(key, function) is not function:
@@ -130,18 +135,32 @@ def multiplies(*operations: Any) -> Callable[[FunctionT], FunctionT]:
     """Register the multiply-adds of operations.
 
     The function returns a list of products, each a tuple of dimensions: the number of multiply-adds is the sum of these
-    products. It returns an empty list if the operation multiplies nothing, and None if the number is unknown.
+    products. An integer is a factor of its own. It returns an empty list if the operation multiplies nothing, and None
+    if the number is unknown.
 
     Its parameters are arguments of the operation, by the names of the operator's schema. A tensor comes as the tuple of
     its dimensions, a list of tensors as a list of such tuples. `out` is the (first) output.
 
-    An operation has one formula: registering a second one raises `RuleError`.
+    An operation has one formula: registering a second one raises `RuleError`. Where the package says that the number is
+    unknown, as for a Fourier transform, a formula takes the place of that.
 
     >>> @multiplies("mylib::filter")
     ... def filter_rows(input, kernel):  # y[n, s] = sum_k kernel[k] * x[n, s + k]
     ...     return [(*input, *kernel)]
     """
     return _decorator(MULTIPLY_ADDS, operations, twice="the multiply-adds of {} are counted already")
+
+
+def uncounted(*operations: Any) -> Callable[[FunctionT], FunctionT]:
+    """Register a function that returns None, since the multiply-adds of these operations are unknown."""
+    register = multiplies(*operations)
+
+    def mark(function: FunctionT) -> FunctionT:
+        register(function)
+        MULTIPLY_ADDS.replaceable.update(map(name_of, operations))
+        return function
+
+    return mark
 
 
 def resizes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, depends, multiplies
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, depends, uncounted
 from fxprune.ops.dependence import Dependence, Seen, anything, nothing
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.registry import Call, Operand, rule
@@ -122,7 +122,7 @@ depends("aten::_linalg_check_errors")(nothing)
 absent("aten::_linalg_check_errors", multiply_adds="nothing is computed")
 
 
-@multiplies(*_SOLVERS, *_INVERTING, *_DECOMPOSING)
+@uncounted(*_SOLVERS, *_INVERTING, *_DECOMPOSING)
 def unknown_products() -> None:
     """Unknown: the number depends on the algorithm."""
 

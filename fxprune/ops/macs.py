@@ -32,12 +32,16 @@ NOTHING = {
 
 
 def products(
-    func: torch._ops.OpOverload, arguments: dict[str, Any], made: Any, dims: Callable[[torch.Tensor], Dims]
+    func: torch._ops.OpOverload,
+    arguments: dict[str, Any],
+    made: Any,
+    dims: Callable[[torch.Tensor], Dims],
+    fixed: Callable[[int], Any] = int,
 ) -> list[Dims] | None:
     """The multiply-adds of an operation as products of dimensions, None where they are unknown.
 
     arguments: the arguments, by the names of the schema. made: the result. dims: a function, the dimensions of a
-        tensor.
+        tensor. fixed: a function, the dimension of this size, for a number that is a factor of a formula.
 
     Raises `RuleError` where the formula has a parameter that the operator lacks.
     """
@@ -55,7 +59,9 @@ def products(
                 do="name the arguments of the formula as the schema of the operator does",
             )
     found = formula(**{key: _dims(given[key], dims) for key in names})
-    return None if found is None else list(found)
+    if found is None:
+        return None
+    return [tuple(fixed(part) if isinstance(part, int) else part for part in product) for product in found]
 
 
 def _dims(value: Any, dims: Callable[[torch.Tensor], Dims]) -> Any:

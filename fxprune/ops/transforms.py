@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, multiplies
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, uncounted
 from fxprune.ops.dependence import Dependence, Seen, either, moved, nothing, over
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.factors import moved_factors
@@ -25,7 +25,7 @@ def fft(call: Call, self: Operand, dim: Sequence[int]) -> Operand:
     return call.operand(vectors, self.zero)
 
 
-@multiplies("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
+@uncounted("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 def fft_products() -> None:
     """Unknown: the number depends on the factors of the lengths."""
 

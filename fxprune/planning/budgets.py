@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fxprune.costs.count import uncounted_text
 from fxprune.costs.latency import milliseconds
 from fxprune.errors import PlanError, nearest
 from fxprune.planning.figures import COMPUTED, MEASURES, TIMED, Figures
@@ -147,8 +148,8 @@ def _budget(key: str, value: Any, whole: Figures, uncounted: Sequence[str]) -> B
         raise PlanError(
             f"the {key} of this model are not known",
             at=at,
-            why=f"nothing counts {', '.join(uncounted[:3])}",
-            do="give the budget as params or bytes, or register a rule for the operation",
+            why=f"nothing counts {uncounted_text(uncounted)}",
+            do="give the budget as params or bytes, or say how many they are with fxprune.ops.multiplies",
         )
     if not full and key in COMPUTED:
         why, do = "it is 0 on the example inputs", "give another budget"

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 
+from fxprune.costs.count import uncounted_text
 from fxprune.costs.latency import milliseconds
 from fxprune.notebooks import html_table
 from fxprune.planning.figures import COMPUTED, TIMED
@@ -30,7 +31,8 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
         f"{name}: {figure(data.params)} parameters, {macs} MACs, "
         f"{_plural(channels, 'channel')} in {_plural(len(data.groups), 'group')}{folded}"
     ]
-    parts += [f"MACs are unknown: nobody counts {text}" for text in data.uncounted]
+    if data.uncounted:
+        parts.append(f"MACs are unknown: nobody counts {uncounted_text(data.uncounted)}")
     if data.groups:
         headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
         parts.append(table(headers, rows, markdown, right=(2, 4, 5)))

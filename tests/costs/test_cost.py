@@ -15,6 +15,7 @@ import fxprune
 from fxprune.costs import LayerCost, per_channel, withheld
 from fxprune.errors import CaptureError, InputError, RuleError
 from fxprune.ops import multiplies
+from fxprune.ops.aspects import MULTIPLY_ADDS
 from tests.networks import Program, Step, build, images
 from tests.support import call
 from tests.test_golden import NETWORKS
@@ -371,6 +372,56 @@ def test_uncounted_operations_are_unknown_and_never_zero() -> None:
     analysis = fxprune.analyze(model, x)
     assert analysis.cost() == found
     assert analysis.cost(analysis.plan(ratio=0.5)).macs is None
+
+
+@pytest.fixture
+def unknown_again() -> Iterator[None]:
+    """The multiply-adds of a Fourier transform are unknown afterwards, as they were."""
+    name = "aten::_fft_r2c"
+    before = MULTIPLY_ADDS.functions[name]
+    yield
+    MULTIPLY_ADDS.functions[name] = before
+    MULTIPLY_ADDS.replaceable.add(name)
+
+
+@pytest.mark.usefixtures("unknown_again")
+def test_a_formula_takes_the_place_of_an_unknown_number() -> None:
+    """Its integers are factors, and the dimensions of its tensors follow a plan."""
+
+    @multiplies("aten::_fft_r2c")
+    def fourier(self: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return [(*self, 10)]
+
+    model, x = Mixed(), torch.randn(4, 3)
+    assert fxprune.cost(model, x).macs == 4 * 24 + 4 * 8 * 10 + 4 * 16
+    small = fxprune.transform(model, x, keep={"macs": 0.5})
+    width = small.first.out_features
+    assert fxprune.cost(small, x).macs == 4 * width * (3 + 10 + 2)
+    assert fxprune.record(small).macs == (480, 4 * width * (3 + 10 + 2))
+    with pytest.raises(RuleError, match="the multiply-adds of aten::_fft_r2c are counted already"):
+        multiplies("aten::_fft_r2c")(fourier)
+
+
+def test_a_budget_of_multiply_adds_that_are_not_known_names_what_is_not_counted() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Mixed(), Mixed()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    model, x = Twice(), torch.randn(4, 3)
+    what = "the macs of this model are not known"
+    why = r"nothing counts aten::_fft_r2c in a and 1 more module\n"
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: fxprune.transform(model, x, keep={"macs": 0.5}),
+        lambda: fxprune.GradualPruner(model, x, keep={"macs": 0.5}),
+        lambda: fxprune.pareto(model, x, budgets=(0.5,), key="macs", repair=[x] * 4),
+    )
+    for call_it in calls:
+        with pytest.raises(fxprune.PlanError, match=f"{what}(.|\n)*{why}(.|\n)*fxprune.ops.multiplies"):
+            call_it()
 
 
 def test_an_operation_without_a_formula_is_unknown() -> None:
