@@ -17,7 +17,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_show_copyright = False
 html_title = f"fxprune {release}"
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 exclude_patterns = ["images"]
 
 myst_enable_extensions = ["colon_fence"]

@@ -32,6 +32,11 @@ def test_every_page_is_in_the_menu(site):
     assert {page.name for page in pages} - linked == set()
 
 
+def test_pages_have_the_style_of_wide_tables_and_code(site):
+    linked = re.findall(r'href="(_static/site\.css)', (site / "transformers.html").read_text())
+    assert [(site / path).read_text() for path in linked] == [(DOCS / "static" / "site.css").read_text()]
+
+
 def test_every_public_name_is_in_the_reference(site):
     page = (site / "api" / "fxprune.html").read_text()
     assert [name for name in fxprune.__all__ if f'id="fxprune.{name}"' not in page] == []
