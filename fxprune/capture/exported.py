@@ -33,6 +33,7 @@ from fxprune.capture.graph_names import check_names
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.kept_buffers import TAKE_FROM_SELF, called_parts
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.pickled_tracer import BufferTracer
 from fxprune.capture.process_state import silence
 from fxprune.capture.size_ranges import ranges_of
 from fxprune.capture.trace_watch import CHANGES_STATE, NOT_KEPT, watching_export
@@ -85,7 +86,7 @@ def exported_graph(graph_module: fx.GraphModule, model: nn.Module, inputs: Input
     inline_guards(graph_module, leaves_for_placeholders(graph, inputs))
     root = containers(model)
     add_constants(root, graph_module)
-    graph._tracer_cls = None  # a pickled graph is traced again when it is loaded, which torch's exporter cannot do
+    graph._tracer_cls = BufferTracer
     made = fx.GraphModule(root, graph, name)
     for kind in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
         made.__dict__[kind] = root.__dict__[kind]

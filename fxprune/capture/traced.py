@@ -24,6 +24,7 @@ from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.kept_buffers import buffers_kept
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.pickled_tracer import BufferTracer
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.second_names import add_second_names
 from fxprune.capture.symbolic import Reason, Trace, Tracer, trace_once
@@ -95,7 +96,7 @@ def traced_graph(model: nn.Module, inputs: Inputs | None = None) -> fx.GraphModu
     rounds = _Rounds(model, _constants(model, inputs))
     copied, graph = rounds.run()
     settle_in_place(graph)
-    graph._tracer_cls = None  # a pickled graph is traced again when it is loaded, where fxprune may be missing
+    graph._tracer_cls = BufferTracer
     traced = fx.GraphModule(copied, graph, type(model).__name__)
     add_second_names(copied, traced)
     _same_containers(model, traced)

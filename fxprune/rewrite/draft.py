@@ -20,7 +20,7 @@ from fxprune.capture.uncopied import why_no_copy
 from fxprune.errors import RewriteError
 
 _SPECS = ("_in_spec", "_out_spec")
-_OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
+_OF_THE_GRAPH = ("_graph", "_code", "_prologue_start", "_lineno_map")
 
 
 @dataclass(frozen=True, eq=False)
