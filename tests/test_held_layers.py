@@ -73,3 +73,21 @@ def test_the_next_step_helps(small: nn.Module) -> None:
     assert by_attribute.gru.hidden_size == 7
     by_graph = fxprune.transform(Streaming().eval(), x, ratio=0.5, prefer="graph")
     assert fxprune.record(by_graph).after["gru.weight_hh_l0"] == (21, 7)
+
+
+def test_a_record_of_two_steps_has_what_either_of_them_holds() -> None:
+    x = torch.randn(2, 7, 5)
+    once = fxprune.transform(Streaming().eval(), x, ratio=0.25, path="eager", ignore=["gru"])
+    twice = fxprune.transform(once, x, ratio=0.5, path="eager")
+    first, second = fxprune.record(once), fxprune.record(twice)
+    assert (first.held, len(second.held)) == ((), 1)
+    assert first.then(second).held == second.held
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.FixedSizesWarning")
+def test_what_a_later_step_removes_is_no_longer_held(small: nn.Module) -> None:
+    graph = fxprune.transform(small, torch.randn(2, 7, 5), ratio=0.5, prefer="graph")
+    first, second = fxprune.record(small), fxprune.record(graph)
+    assert 0 in second.removed["gru.weight_hh_l0"]
+    assert first.held
+    assert first.then(second).held == ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fxprune._record.repaired import Repair
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.held_back import HeldBack
+from fxprune.analysis.held_back import HeldBack, held_by_both
 from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost
 from fxprune.errors import PlanError
@@ -110,7 +110,7 @@ class Record:
             weights=second.weights,
             steps=self.steps + second.steps,
             flow=self.flow,
-            held=self.held,
+            held=held_by_both(self.held, second.held, second.removed),
         )
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fxprune.analysis.findings import Findings
 from fxprune.channels.solve import solve
@@ -25,6 +26,17 @@ def held_back(first: Findings, narrower: Findings) -> tuple[HeldBack, ...]:
     """The dimensions that are locked in the second findings by events that the first have not."""
     new = narrower.events[len(first.events) :]
     return tuple(HeldBack(locked.event, tuple(locked.slots)) for locked in narrower.locked if locked.event in new)
+
+
+def held_by_both(
+    first: Iterable[HeldBack], second: Iterable[HeldBack], removed: Mapping[str, Mapping[int, Any]]
+) -> tuple[HeldBack, ...]:
+    """Returns what is held after two steps: in the first one, unless the second removes slots there, or in the second.
+
+    removed: name of a tensor -> dimension -> the slots that the second step removes.
+    """
+    stay = [replace(one, slots=tuple(s for s in one.slots if s[1] not in removed.get(s[0], {}))) for one in first]
+    return tuple(dict.fromkeys((*(one for one in stay if one.slots), *second)))
 
 
 def with_held_back(findings: Findings, held: Iterable[HeldBack]) -> Findings:
