@@ -114,6 +114,12 @@ def importance_from(
     if kind != "apoz":
         known = {layer: getattr(s, "mean_abs" if kind == "mean" else kind) for layer, s in taken.items()}
         known = {layer: values for layer, values in known.items() if values is not None}
+        if kind == "rank" and not known:
+            raise PlanError(
+                "no layer of the model has ranks of maps",
+                why="a map is height x width, so they are measured of outputs [samples, channels, height, width]",
+                do='rank by "activation_mean" or "activation_variance"',
+            )
         return scores_by_layer(known, what="ranks of maps" if kind == "rank" else "activation statistics")
     alive = scores_by_layer({layer: 1 - s.zeros for layer, s in taken.items()}, what="activation statistics")
 

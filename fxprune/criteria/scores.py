@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,16 @@ def by_group(importance: Callable[[Group], Any]) -> Criterion:
 
     def criterion(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
         totals = np.zeros(findings.solution.channels)
+        failed: dict[str, PlanError] = {}
         for group in groups:
-            totals[group.channels] = _of_one_group(importance, group)
+            try:
+                totals[group.channels] = _of_one_group(importance, group)
+            except PlanError as error:
+                if error.at != f'group "{group.name}"':
+                    raise
+                failed.setdefault(group.name, error)
+        if failed:
+            raise _of_all_groups(failed, known=any(group.name not in failed for group in groups))
         return totals
 
     return criterion
@@ -77,6 +85,19 @@ def unknown_importance(importance: Any) -> PlanError:
         else f"it is neither a name nor callable, but of type {type(importance).__name__}",
         do=f"use one of {', '.join(CRITERIA)}; one of {', '.join(MEASURED)} with `data=`; or {by_hand}",
     )
+
+
+def _of_all_groups(failed: Mapping[str, PlanError], known: bool) -> PlanError:
+    """One error for all groups that an importance cannot rank: that of the first, with a list of all.
+
+    failed: the errors by the names of the groups. known: True if it can rank others.
+    """
+    (name, first), *others = failed.items()
+    if not others:
+        return first
+    listed = ", ".join(f'"{name}"' for name in failed)
+    do = f"{first.do}; all of them are ignore=[{listed}]" if known else first.do
+    return PlanError(first.what, at=f"groups {listed}", why=f'of "{name}": {first.why}', do=do)
 
 
 def _of_one_group(importance: Callable[[Group], Any], group: Group) -> npt.NDArray[np.float64]:

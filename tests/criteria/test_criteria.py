@@ -185,8 +185,21 @@ def test_activation_rank_is_the_mean_rank_of_the_maps_of_each_sample():
     x = torch.stack([torch.eye(3), ramp])[:, None]  # after the ReLU: ranks 3, 0, 1 and 1, 1, 1
     made = fxprune.analyze(model, x).groups[0]
     assert MEASURED["activation_rank"](model, [x[:1], x[1:]])(made).tolist() == [2, 0.5, 1]
-    with pytest.raises(PlanError, match="no ranks of maps of a group"):
+    with pytest.raises(PlanError, match="no layer of the model has ranks of maps"):
         scores(net(), MEASURED["activation_rank"](net(), [X]))
+
+
+def test_an_error_names_all_groups_that_an_importance_cannot_rank():
+    layers = [nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 2)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(8, 3)
+    analysis = fxprune.analyze(model, x)
+    with pytest.raises(
+        PlanError, match=r'at   groups "0", "4"\n(.|\n)*of "0": no activation(.|\n)*are ignore=\["0", "4"\]'
+    ):
+        analysis.plan(ratio=0.5, importance="apoz", data=[x])
+    with pytest.raises(PlanError, match=r'at   group "0"\n(.|\n)*leave the group out with ignore$'):
+        analysis.plan(ratio=0.5, importance="apoz", data=[x], ignore=["4"])
+    assert analysis.plan(ratio=0.5, importance="apoz", data=[x], ignore=["0", "4"]).removed
 
 
 @pytest.mark.parametrize("p", [0.5, 1, 2, 3.5])

@@ -555,7 +555,7 @@ def test_importance_from_refuses_what_it_cannot_use():
         fxprune.transform(net, batches[0], ratio=0.5, importance=importance_from(found))
     text = str(caught.value)
     assert "no activation statistics of a group" in text
-    assert 'group "stem"' in text
+    assert 'groups "stem", ' in text
     assert 'its layers are "stem", "norm", "conv2", "norm2"' in text
     assert "ignore='stem'" in text
     other = Residual()
