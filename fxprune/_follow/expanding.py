@@ -12,12 +12,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxprune._follow.parameters import Counterparts, counterparts_of
+from fxprune._record import steps_in
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.inputs import check_plain_tensors
 from fxprune.capture.process_state import public_call
 from fxprune.channels.groups import Bools, Ints
 from fxprune.depth.switched_off import switched_off
-from fxprune.errors import PlanError, counted
+from fxprune.errors import InputError, PlanError, counted
 from fxprune.offloaded import refuse_dispatched
 from fxprune.planning.combine import kept_flags
 
@@ -74,6 +75,12 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
     for each in (small, into):
         check_plain_tensors(each.named_parameters())
         refuse_dispatched(each, "expand")
+    if steps_in(small) is None and steps_in(into) is not None:
+        raise InputError(
+            "the two models stand the other way round",
+            why="the second one has the record of a small model, the first has none",
+            do="call expand(small, model), the small one first",
+        )
     pairs = counterparts_of(into, small)
     _check(pairs)
     if others == "zero":

@@ -132,6 +132,11 @@ class Record:
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
     @property
+    def bytes(self) -> tuple[int, int] | None:
+        """The bytes of parameters and buffers, before and after; None in a record without `cost`, of an old file."""
+        return None if self.cost is None else (self.cost[0].bytes, self.cost[1].bytes)
+
+    @property
     def macs(self) -> tuple[int, int] | None:
         """The multiply-adds of one forward on the example inputs, before and after.
 

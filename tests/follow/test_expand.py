@@ -199,3 +199,10 @@ def test_a_model_that_got_smaller_in_several_steps_goes_back_into_the_first_one(
     assert relative_error(small(x), large(x)) < 1e-12
     fxprune.expand(small, first, others="zero")
     assert relative_error(small(x), first(x)) < 1e-12
+
+
+def test_models_that_stand_the_other_way_round_are_told_so() -> None:
+    model = net()
+    small = fxprune.transform(model, batch(0), ratio=0.5)
+    with pytest.raises(fxprune.InputError, match=r"the other way round(.|\n)*call expand\(small, model\)"):
+        fxprune.expand(model, small)

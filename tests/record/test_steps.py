@@ -37,6 +37,7 @@ def test_the_record_of_a_gradual_pruner_is_that_of_all_its_steps() -> None:
     assert made.compared == min(one.compared for one in steps_in(model).single) > 0
     assert made.before == {name: tuple(tensor.shape) for name, tensor in first.state_dict().items()}
     assert made.after == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert made.bytes == tuple(fxprune.cost(each, batch(0)).bytes for each in (first, model))
     assert (made.cost[0].macs, made.cost[1].macs) == tuple(fxprune.cost(each, batch(0)).macs for each in (first, model))
 
 
