@@ -13,12 +13,15 @@ from torch import nn
 
 from fxprune._find import AnalyzeArguments
 from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.file_state import Code
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.methods import call_method, method_calls
 from fxprune.capture.model_form import HOOKS
-from fxprune.capture.modes import MODES, doubled, random_decisions, set_mode
+from fxprune.capture.modes import RunMode, doubled, random_decisions, set_mode
 from fxprune.capture.process_state import clean_caches, same_random_state, silence
 from fxprune.capture.program import as_module
+from fxprune.capture.reads import Reads, watched_reads
+from fxprune.capture.values import map_tensors
 from fxprune.costs import Cost, cost
 from fxprune.depth.branches import Branch, branches_of
 from fxprune.depth.carry_out import replace_modules, tensors_of, without_dropped
@@ -44,17 +47,23 @@ STANDS_IN = "modules of fxprune take the place of"
 
 @dataclass(frozen=True, eq=False)
 class ComparedCall:
-    """A call of a model on which branches are looked for and compared. training: the mode, None as it was given."""
+    """A call of a model on which branches are looked for and compared.
+
+    training: the mode, None as it was given. gradients: True if gradients are recorded.
+    """
 
     inputs: Inputs
     method: str = ""
     training: bool | None = None
+    gradients: bool = False
 
     def of(self, module: nn.Module, inputs: Inputs) -> Any:
         """The result of the call, on a copy of the model."""
         if self.training is not None:
             set_mode(module, self.training)
-        return call_method(module, self.method, inputs) if self.method else module(*inputs[0], **inputs[1])
+        with torch.set_grad_enabled(self.gradients):
+            made = call_method(module, self.method, inputs) if self.method else module(*inputs[0], **inputs[1])
+        return map_tensors(made, torch.Tensor.detach) if self.gradients else made
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,30 +100,51 @@ def find_branches(call: AnalyzeArguments) -> Branches:
 
 def _branches(call: AnalyzeArguments, model: nn.Module, calls: list[ComparedCall]) -> Branches:
     """The residual branches that the calls go through."""
-    inputs = calls[0].inputs
-    flows = [_flow(model, one) for one in calls]
-    notes = []
-    try:
-        other, flow = _in_other_mode(model, inputs)
-    except CaptureError as error:
-        notes.append(f"branches were not looked at in {MODES[not model.training]} mode: {error.first_why}")
-    else:
-        calls, flows = [*calls, other], [*flows, flow]
+    runs, notes = list[tuple[ComparedCall, Flow]](), list[str]()
+    for number, one in enumerate(calls):
+        runs += _runs(model, one, notes, both_modes=number == 0)
     whole = cost(model, call.example_inputs)
-    return Branches(model, tuple(calls), tuple(flows), whole, branches_of(model, flows, whole), tuple(notes))
+    made, flows = [one for one, _ in runs], [flow for _, flow in runs]
+    return Branches(model, tuple(made), tuple(flows), whole, branches_of(model, flows, whole), tuple(notes))
 
 
-def _in_other_mode(model: nn.Module, inputs: Inputs) -> tuple[ComparedCall, Flow]:
-    training = not model.training
-    tries = [ComparedCall(given, training=training) for given in ((inputs, doubled(inputs)) if training else (inputs,))]
-    for call in tries[:-1]:
+def _runs(
+    model: nn.Module, first: ComparedCall, notes: list[str], *, both_modes: bool
+) -> Iterator[tuple[ComparedCall, Flow]]:
+    """The runs of one call, with their flows: in the given mode, and in those that differ by what code has asked.
+
+    both_modes: True to run in the other mode in any case. notes: gets a sentence about each mode that raises.
+    """
+    reads = Reads()
+    yield first, _flow(model, first, reads)
+    todo, done = [RunMode(model.training)], {RunMode(model.training)}
+    while todo:
+        mode = todo.pop(0)
+        other, recording = RunMode(not mode.training, mode.gradients), RunMode(mode.training, not mode.gradients)
+        further = [other] * bool(reads.modes or both_modes) + [recording] * reads.gradients
+        for new in (new for new in further if new not in done):
+            done.add(new)
+            todo.append(new)
+            training = None if new.training == model.training else new.training
+            try:
+                yield _in_mode(model, replace(first, training=training, gradients=new.gradients), reads)
+            except CaptureError as error:
+                where = new.text(model.training).removeprefix("in ")
+                notes.append(f"branches were not looked at in {where}: {error.first_why}")
+
+
+def _in_mode(model: nn.Module, call: ComparedCall, reads: Reads) -> tuple[ComparedCall, Flow]:
+    """A run in another mode: of a model in evaluation mode on the inputs twice, where one batch raises."""
+    tries = [call] + [replace(call, inputs=doubled(call.inputs))] * bool(call.training)
+    for one in tries[:-1]:
         with contextlib.suppress(CaptureError):
-            return call, _flow(model, call)
-    return tries[-1], _flow(model, tries[-1])
+            return one, _flow(model, one, reads)
+    return tries[-1], _flow(model, tries[-1], reads)
 
 
-def _flow(model: nn.Module, call: ComparedCall) -> Flow:
-    """The flow of one call, on fake tensors if these do."""
+def _flow(model: nn.Module, call: ComparedCall, reads: Reads | None = None) -> Flow:
+    """The flow of one call, on fake tensors if these do. reads: gets what its code asks."""
+    files = Code.of(model).files
     error: Exception | None = None
     weightless = any(t.device.type == "meta" for t in tensors_of(model).values())
     for faker in (Faker(),) if weightless else (Faker(), Real()):
@@ -124,6 +154,7 @@ def _flow(model: nn.Module, call: ComparedCall) -> Flow:
             with contextlib.ExitStack() as stack:
                 for mode in kept:
                     stack.enter_context(mode)
+                stack.enter_context(watched_reads(module, reads or Reads(), files, torchs=False))
                 return flow_of(module, partial(call.of, module, inputs))
         except Exception as raised:
             error = error or raised
