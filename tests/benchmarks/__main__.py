@@ -13,6 +13,7 @@ from tests.benchmarks import (
     bench_dynamic,
     bench_experts,
     bench_export,
+    bench_floor,
     bench_fold,
     bench_gpu,
     bench_graphs,
@@ -40,6 +41,7 @@ def _choosing() -> str:
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
+    "floor": bench_floor.measure,
     "analysis": bench_analysis.measure,
     "growth": bench_growth.measure,
     "import": bench_import.measure,
