@@ -1,4 +1,4 @@
-"""The least that a pass has to do, beside the seconds of Torch-Pruning: the parts are taken from torch, not from fxprune.
+"""The least that a pass has to do, beside the seconds of Torch-Pruning: parts taken from torch, not from fxprune.
 
 Without a proof: a forward of the original and one of the small model on fake tensors, the l1 norm of every weight, and
 a copy of every kept part. With one: a forward of both in float64 too, with the weights in that type already. Models
