@@ -283,6 +283,13 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
     would leave a fake table in the cache, and every later forward of every model with that function would get it.
     Generators of random numbers there get the state back that they had.
     """
+    with _as_they_were(model):
+        yield
+
+
+@contextlib.contextmanager
+def _as_they_were(model: nn.Module) -> Iterator[tuple[list[FileState], Kept]]:
+    """As `clean_caches`. Yields the states of the files, and what the model holds."""
     with _LOCK:
         before, held = _file_states(Code.of(model)), _held(model)
         caches = list({id(cache): cache for cache in (*_in_all(before, "functions"), *held.caches)}.values())
@@ -290,7 +297,7 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
         generators = list(_in_all(before, "generators"))
         states = [generator.get_state() for generator in generators]
         try:
-            yield
+            yield before, held
         finally:
             for generator, drawn in zip(generators, states, strict=True):
                 generator.set_state(drawn)
@@ -347,9 +354,7 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
     heads. `len` of a tensor gives a size, which keeps its mark. Yields a function that takes out again what the run has
     left in other places of these files so far.
     """
-    with clean_caches(model):
-        code, held = Code.of(model), _held(model)
-        before = _file_states(code)
+    with _as_they_were(model) as (before, held):
         undo: list[Callable[[], None]] = []
 
         def forget() -> None:
@@ -359,7 +364,7 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
         try:
             for place in _in_all(before, "places"):
                 undo.append(place.replace(uncached(place.function)))
-            with lengths_are_sizes(code.files):
+            with lengths_are_sizes([file for state in before for file in state.code.files]):
                 yield forget
         finally:
             for restore in reversed(undo):
