@@ -275,21 +275,15 @@ class _OfOtherThreads(io.StringIO):
 
 
 @contextlib.contextmanager
-def clean_caches(model: nn.Module) -> Iterator[None]:
+def clean_caches(model: nn.Module) -> Iterator[tuple[list[FileState], Kept]]:
     """Takes out again what a run leaves in the files of the model, and in what the model holds beside its modules: in
     function caches, variables, containers, closures, attributes of functions, classes and objects.
 
     For example, a table of positions is often made by a function with `functools.lru_cache`. A run on fake tensors
     would leave a fake table in the cache, and every later forward of every model with that function would get it.
-    Generators of random numbers there get the state back that they had.
+    Generators of random numbers there get the state back that they had. Yields the states of the files, and what the
+    model holds beside its modules, as they were.
     """
-    with _as_they_were(model):
-        yield
-
-
-@contextlib.contextmanager
-def _as_they_were(model: nn.Module) -> Iterator[tuple[list[FileState], Kept]]:
-    """As `clean_caches`. Yields the states of the files, and what the model holds."""
     with _LOCK:
         before, held = _file_states(Code.of(model)), _held(model)
         caches = list({id(cache): cache for cache in (*_in_all(before, "functions"), *held.caches)}.values())
@@ -354,7 +348,7 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
     heads. `len` of a tensor gives a size, which keeps its mark. Yields a function that takes out again what the run has
     left in other places of these files so far.
     """
-    with _as_they_were(model) as (before, held):
+    with clean_caches(model) as (before, held):
         undo: list[Callable[[], None]] = []
 
         def forget() -> None:
