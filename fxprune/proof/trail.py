@@ -7,7 +7,7 @@ compared at once. So no tensor is stored, and only one of the two models is in m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,7 +204,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
             operands = self.observation.outputs.get(key, [])
             known: list[Operand | None] = list(operands) if len(operands) == len(tensors) else [None] * len(tensors)
             carried = self.factors.results.get(key, ()) if self.before is None else ()
-            if carried and (len(carried) != len(tensors) or any(bool(factor.isnan().any()) for factor in carried)):
+            if carried and not _fit(carried, tensors):
                 known = [None] * len(tensors)  # of some elements nothing is known
                 carried = ()
             for number, (tensor, operand) in enumerate(zip(tensors, known, strict=True)):
@@ -242,6 +242,20 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         if any(flags is not None and len(flags) != size for flags, size in zip(kept, tensor.shape, strict=True)):
             return None
         return kept
+
+
+def _fit(factors: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> bool:
+    """True if the factors of the results of an operation are known, and those of such tensors.
+
+    Another method, or another mode, may run the operation on inputs of other sizes than forward does.
+    """
+    if len(factors) != len(tensors) or any(bool(factor.isnan().any()) for factor in factors):
+        return False
+    each = zip(factors, tensors, strict=True)
+    return all(
+        f.ndim <= t.ndim and all(size in (1, of) for size, of in zip(f.shape[::-1], t.shape[::-1], strict=False))
+        for f, t in each
+    )
 
 
 def differs(step: ProofStep, reference: ProofStep) -> float:

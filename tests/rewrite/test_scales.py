@@ -193,6 +193,30 @@ def test_weights_carry_the_ratio_of_two_scales(attend: Callable[..., Tensor], ki
     assert error(net, small, torch.randn(3, 7, WIDTH).double()) < 1e-12
 
 
+class Causal(nn.Module):
+    """Attention behind a norm over channels, whose statistic changes, and a method that calls forward in its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.attention = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), Attention(rotated)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self.norm(self.first(x)))
+
+    def doubled(self, x: Tensor) -> Tensor:
+        return self(2 * x)
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_a_method_on_inputs_of_another_length_is_proven(length: int) -> None:
+    net = randomised(Causal())
+    small = pruned(net, methods={"doubled": X[:, :length]})
+    record = fxprune.record(small)
+    assert record.plan.factors
+    assert record.error is not None
+    assert record.error < 1e-12
+
+
 def test_keys_with_fewer_heads() -> None:
     def attend(net: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
