@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
 from fxprune.arguments import shown
+from fxprune.capture.code import is_torch
 from fxprune.capture.layouts import is_sparse, nested_kind
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.capture.unseen_inputs import check_tensors, is_known_to_torch, of_no_tensor
@@ -165,10 +166,17 @@ def check_initialised(tensors: Tensors) -> None:
 
 
 def check_plain(model: nn.Module, tensors: Tensors) -> None:
-    """Raises `CaptureError` for scripted or sharded submodules, and for weights that are no plain tensors."""
+    """Raises `CaptureError` for scripted, compiled or sharded submodules, and for weights that are no plain tensors."""
     for name, module in model.named_modules():
         check_unwrapped(module, at=f'"{name}"', only=("FullyShardedDataParallel",))
         check_sets_modes(module, name)
+        if type(module).__name__ == "OptimizedModule" and is_torch(type(module).__module__):
+            raise CaptureError(
+                "a submodule is compiled",
+                at=f'"{name}"',
+                why=_WRAPPERS["OptimizedModule"][0],
+                do="put its `_orig_mod` in its place, prune, and compile it again",
+            )
         if module._compiled_call_impl is not None:
             raise CaptureError(
                 "a module is compiled in place",

@@ -19,6 +19,12 @@ def test_a_module_that_is_compiled_in_place_is_refused(name: str) -> None:
         fxprune.transform(model, torch.randn(2, 3), ratio=0.5)
 
 
+def test_a_submodule_that_is_compiled_is_refused() -> None:
+    model = nn.Sequential(torch.compile(nn.Linear(3, 8), backend="eager"), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(fxprune.CaptureError, match=r'a submodule is compiled\n  at   "0"\n  why .*\n  do .*_orig_mod'):
+        fxprune.transform(model, torch.randn(2, 3), ratio=0.5)
+
+
 class Facade(nn.Module):
     """A class around a model, whose `train` runs a training."""
 
