@@ -41,6 +41,7 @@ def loaded(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=False)
 
 
+@pytest.mark.filterwarnings("ignore:the small model is an exported graph, which raises for sizes")
 @pytest.mark.parametrize("path", ["fx", "export"])
 def test_a_loaded_graph_goes_on_with_its_buffers(path: str) -> None:
     small = fxprune.transform(Positions().eval(), IDS, ratio=0.5, path=path)
