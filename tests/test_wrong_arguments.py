@@ -228,6 +228,16 @@ def called(
     return "done"
 
 
+def test_a_list_of_slots_for_masked_is_named_with_its_parameter() -> None:
+    with pytest.raises(fxprune.InputError) as caught:
+        fxprune.masked(NET, {"conv1.weight": [1]})
+    assert str(caught.value).splitlines() == [
+        "removed must be a mapping {name: {dimension: indices}}, not {'conv1.weight': [1]}",
+        "  at   masked(removed={'conv1.weight': [1]})",
+        "  do   pass record(small).removed, a record, or a plan",
+    ]
+
+
 def test_a_wrong_argument_is_named_with_its_place_and_kind() -> None:
     with pytest.raises(fxprune.InputError) as caught:
         called(NET, shares={"conv1": "half"})

@@ -133,6 +133,7 @@ def _attribute(package: str, name: str) -> Any:
         if not hasattr(found, part):
             what = f'module "{package}"' if isinstance(found, ModuleType) else f'"{package}:{name}"'
             public = [other for other in vars(found) if not other.startswith("_")]
+            public.sort(key=lambda other: getattr(vars(found)[other], "__module__", "") != package)  # imports come last
             raise FxpruneError(f'{what} has no "{part}"', why=nearest(part, public), do="name something that is there")
         found = getattr(found, part)
     return found

@@ -116,10 +116,13 @@ def _as_mapping(removed: Any) -> Mapping[str, Mapping[int, Any]]:
     given = removed if isinstance(removed, Mapping | nn.Module) else getattr(removed, "removed", removed)
     if isinstance(given, Mapping) and all(isinstance(dims, Mapping) for dims in given.values()):
         return given
+    found = type(given).__name__
+    if isinstance(given, Mapping):
+        name, value = next((name, dims) for name, dims in given.items() if not isinstance(dims, Mapping))
+        found = f"{{{name!r}: {shown(value)}}}"
     raise InputError(
-        f"removed must be a mapping {{name: {{dimension: indices}}}}, not {type(given).__name__}",
+        f"removed must be a mapping {{name: {{dimension: indices}}}}, not {found}",
         at=f"masked(removed={shown(removed)})",
-        why="" if not isinstance(given, Mapping) else "a value in it is no mapping",
         do="pass record(small).removed, a record, or a plan",
     )
 

@@ -99,6 +99,7 @@ MODELS = {
     "tests.cli.modles:Net": 'in package "tests.cli": did you mean "tests.cli.models"?',
     "tests.cli.models.more:Net": 'there is no module "tests.cli.models.more"',
     "tests.cli.models:Nett": 'module "tests.cli.models" has no "Nett"\n  why  did you mean "Net"?',
+    "tests.cli.models:qqqq": 'has no "qqqq"\n  why  known names: Net, net, loaded, Single, ',
     "tests.cli.models:Net.forwrad": 'has no "forwrad"\n  why  did you mean "forward"?',
     "tests.cli.models:number": '"tests.cli.models:number" is no callable\n  why  it is a int',
     "tests.cli.models:nothing": "makes no model\n  why  it returns a NoneType, no torch.nn.Module",
