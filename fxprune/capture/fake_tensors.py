@@ -14,17 +14,26 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.given_attributes import as_parameter
 from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.shared_parameters import SharedParameters, may_share
 
 MOST_NUMBERS = 64
 """The most numbers of a tensor that a fake one knows."""
 
 
 class Real:
-    """Replaces a `Faker` for a forward that reads the numbers in tensors: copies, with the numbers of the model."""
+    """Replaces a `Faker` for a forward that reads the numbers in tensors: copies, with the numbers of the model.
+
+    The copies of parameters share their memory. So a run has to be in `mode`, where it may write into them.
+    """
 
     def __init__(self) -> None:
-        self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._shared = SharedParameters()
+
+    @property
+    def mode(self) -> contextlib.AbstractContextManager[Any]:
+        """A context for one run, which leaves the parameters as they are: see `SharedParameters`."""
+        return self._shared.kept()
 
     def tensor(self, real: torch.Tensor) -> torch.Tensor:
         """A copy of a tensor, since the forward may write into it: into parameters too, as an average of them is.
@@ -34,9 +43,12 @@ class Real:
         known = self._made.get(id(real))
         if known is not None:
             return known[1]
-        copy = real.detach().clone()
-        if isinstance(real, nn.Parameter):
-            as_parameter(copy, real)
+        if may_share(real):
+            copy = self._shared.stand_in(real)
+        else:
+            copy = real.detach().clone()
+            if isinstance(real, nn.Parameter):
+                as_parameter(copy, real)
         self._made[id(real)] = (real, copy)
         return copy
 

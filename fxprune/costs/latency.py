@@ -211,13 +211,17 @@ class Runnable:
 
 @contextlib.contextmanager
 def runnable(model: nn.Module, inputs: Inputs) -> Iterator[Runnable]:
-    """A copy of the model with the same parameters and copies of all else, which runs without gradients."""
+    """A copy of the model with the same parameters and copies of all else, which runs without gradients.
+
+    The first call finds the parameters that it writes into: from then on the copy has others instead.
+    """
     copy = Real()
     module, (args, kwargs) = copy.module(model), copy.tree(inputs)
+    first = [copy.mode]
 
     def call() -> Any:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), first.pop() if first else contextlib.nullcontext():
                 return module(*args, **kwargs)
         except Exception as error:
             raise CaptureError(

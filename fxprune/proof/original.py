@@ -47,7 +47,7 @@ def _raised(model: nn.Module, inputs: Inputs, method: str, evaluation: bool) -> 
     copied, given = real.module(model), real.tree(inputs)
     copied = copied.eval() if evaluation else copied
     try:
-        with _undisturbed(model):
+        with _undisturbed(model), real.mode:
             call_method(copied, method, given) if method else copied(*given[0], **given[1])
     except Exception as error:
         if missing_copy(error):
