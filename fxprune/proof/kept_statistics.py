@@ -82,7 +82,7 @@ class KeptStatistics:
 
 
 class NextCall(Operations):  # type: ignore[no-untyped-call]
-    """A dispatch mode for one more call: that of the reference computes statistics from the kept slots.
+    """A dispatch mode for one more call: that of the reference takes statistics from the kept slots, settles quotients.
 
     The analysis has seen the first call only. An operation of the next call is the same one if it runs at the same
     place and its tensors have the same widths. Other sizes may differ: a cache has grown.
@@ -90,6 +90,7 @@ class NextCall(Operations):  # type: ignore[no-untyped-call]
     statistics: None if no statistic changes.
     entering_norm: a function from what the analysis has seen of a node, the key of an operation, the operation and its
         arguments, to the arguments that it gets.
+    settle: called with what the analysis has seen of a node, the key of an operation and its result.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class NextCall(Operations):  # type: ignore[no-untyped-call]
         observations: Mapping[str, Observation],
         statistics: KeptStatistics | None,
         entering_norm: Callable[[Observation, Key, Any, Any], Any],
+        settle: Callable[[Observation, Key, Any], None],
     ) -> None:
         super().__init__(findings, observations)
-        self.statistics, self.entering_norm = statistics, entering_norm
+        self.statistics, self.entering_norm, self.settle = statistics, entering_norm, settle
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -111,5 +113,8 @@ class NextCall(Operations):  # type: ignore[no-untyped-call]
         args = self.entering_norm(self.observation, key, func, args)
         entry = self.observation.marked.get(key)
         if self.statistics is None or entry is None or not self.statistics.fits(entry[0], named):
-            return func(*args, **kwargs)
-        return self.statistics.call(entry, func, args, kwargs)
+            made = func(*args, **kwargs)
+        else:
+            made = self.statistics.call(entry, func, args, kwargs)
+        self.settle(self.observation, key, made)
+        return made

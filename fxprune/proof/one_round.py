@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from fxprune.proof.norm_inputs import NormInputs
 from fxprune.proof.one_sided import OneSided, one_sided
 from fxprune.proof.pair import Pair
 from fxprune.proof.precision import Precision
+from fxprune.proof.quotients import QUOTIENTS
 from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.proof.runs import GraphRun, Modes, call_model
 from fxprune.proof.trail import Trail, TrailRecorder, errors_of
@@ -59,9 +61,10 @@ class Round:
 
     def prove(self) -> Proof:
         """The proof of this round. Raises `VerificationError` if the small model raises, or has another scale."""
-        model = self._users_model()
+        model = self._users_model(plain=self.pair.statistics)
         reference, theirs = self._reference(None if model is None else len(model))
-        graph_error = None if model is None else self._against_model(model, reference)
+        settled = theirs is not None and bool(theirs.settled)
+        graph_error = None if model is None else self._against_model(model, reference, settled)
         results, ours = self._result(len(reference), theirs)
         judgement = None
         if theirs is not None and ours is not None:
@@ -105,10 +108,26 @@ class Round:
         """The operations that the analysis has seen in the mode of this round, or nearly the same ones."""
         return (self.walked or self.pair.findings.walked[0]).observations
 
+    @cached_property
+    def _quotients(self) -> bool:
+        """True if there are quotients with removed slots."""
+        vectors = (
+            vector
+            for observation in self._observations.values()
+            for key, operands in observation.outputs.items()
+            if key[2] in QUOTIENTS
+            for operand in operands
+            for vector in operand.vectors
+        )
+        return any(self.pair.removal.kept(vector) is not None for vector in vectors)
+
     # -- the runs -----------------------------------------------------------------------------------------
 
-    def _users_model(self) -> list[Any] | None:
-        """The results of the original as its user calls it; None where that is what the reference runs."""
+    def _users_model(self, *, plain: bool) -> list[Any] | None:
+        """The results of the original as its user calls it; None where that is what the reference runs.
+
+        plain: True to remove nothing.
+        """
         findings = self.pair.findings
         captured, model = findings.captured, findings.model
         hooked = model._forward_hooks or model._forward_pre_hooks
@@ -118,7 +137,7 @@ class Round:
             results = call_model(
                 model,
                 self.inputs,
-                self.pair.copying(plain=self.pair.statistics),
+                self.pair.copying(plain=plain),
                 times=None,
                 precision=self.precision,
                 modes=self.modes,
@@ -134,9 +153,14 @@ class Round:
         outputs = None if self.method else self.pair.findings.results.outputs
         return [tensors_that_count(outputs, result) for result in results]
 
-    def _against_model(self, model: list[Any], reference: list[Any]) -> VerificationError | None:
-        """The error if the graph gives other results than the user's model, with the same slots set to zero."""
-        if self.pair.statistics:
+    def _against_model(self, model: list[Any], reference: list[Any], settled: bool) -> VerificationError | None:
+        """The error if the graph gives other results than the user's model, with the same slots set to zero.
+
+        settled: True if the reference has quotients that were no numbers at removed slots, as they are in the model.
+        """
+        plain = self.pair.statistics or settled
+        if plain:
+            model = self._users_model(plain=True) or model
             reference, _ = self._reference(len(model), plain=True)
         error = relative_error(reference, model)
         if error <= self.precision.tolerance:
@@ -144,7 +168,7 @@ class Round:
         moved = call_model(
             self.pair.findings.model,
             self.inputs,
-            self.pair.copying(plain=self.pair.statistics, moved=1),
+            self.pair.copying(plain=plain, moved=1),
             times=len(model),
             precision=self.precision,
             modes=self.modes,
@@ -160,7 +184,7 @@ class Round:
         unread = self._digests and pair.folded is None  # statistics that no operation reads; constants stay in theirs
         taken = pair.statistics or unread
         statistics = KeptStatistics(pair.removal) if taken and not plain else None
-        recorder = None if plain else self._recorder(statistics=statistics)
+        recorder = None if plain else self._recorder(statistics=statistics, quotients=self._quotients)
         copying = pair.copying(plain=plain, moved=moved)
         run = GraphRun(
             captured.graph,
@@ -210,9 +234,11 @@ class Round:
             raise raised("the small model", error, "where the original does not") from error
         return self._outputs(results), recorder.trail if recorder is not None else None
 
-    def _recorder(self, statistics: KeptStatistics | None = None, before: Trail | None = None) -> TrailRecorder | None:
+    def _recorder(
+        self, statistics: KeptStatistics | None = None, before: Trail | None = None, *, quotients: bool = False
+    ) -> TrailRecorder | None:
         pair, captured = self.pair, self.pair.findings.captured
-        if not (self._digests or captured.real or statistics is not None):
+        if not (self._digests or captured.real or statistics is not None or quotients):
             return None
         return TrailRecorder(
             pair.findings,
@@ -228,6 +254,7 @@ class Round:
             digests=self._digests,
             decisions=self.decisions,
             norm_inputs=self.norm_inputs,
+            quotients=quotients,
         )
 
     # -- what they gave -----------------------------------------------------------------------------------

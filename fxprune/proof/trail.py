@@ -30,6 +30,7 @@ from fxprune.proof.digests import Digest, Digester
 from fxprune.proof.kept_statistics import KeptStatistics, NextCall
 from fxprune.proof.norm_inputs import DIVIDING, NormInputs
 from fxprune.proof.operations import Operations
+from fxprune.proof.quotients import QUOTIENTS, settle
 
 OperationRuns = tuple[str, int, str]
 """All operations of one name in one run of a scope: a `Key` without its last part."""
@@ -59,10 +60,12 @@ class Trail:
 
     steps: key of an operation -> what is known of it.
     calls: how often each operation ran, also those that are not compared.
+    settled: the quotients of the reference that were no numbers at removed slots.
     """
 
     steps: dict[Key, ProofStep] = field(default_factory=dict)
     calls: Counter[OperationRuns] = field(default_factory=Counter)
+    settled: list[Key] = field(default_factory=list)
 
 
 class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
@@ -82,6 +85,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         digests: False to note fractions only.
         decisions: those that the reference takes and the small model follows; None if each decides for itself.
         norm_inputs: the numbers that enter norms, likewise.
+        quotients: True for a reference with quotients that have removed slots.
     """
 
     def __init__(
@@ -100,8 +104,10 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         digests: bool = True,
         decisions: Decisions | None = None,
         norm_inputs: NormInputs | None = None,
+        quotients: bool = False,
     ) -> None:
         super().__init__(findings, observations)
+        self.quotients = quotients
         self.factors, self._multiplied = factors, {key[0] for key in factors.results}
         self.removal, self.digester, self.skipped = removal, digester, skipped
         self.statistics, self.before, self.changed, self.tolerance = statistics, before, changed, tolerance
@@ -111,10 +117,10 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         self._tainted: dict[int, Any] = {}  # what keeps the number of a memory from being used twice
 
     def for_next_call(self) -> Operations | None:
-        """The statistics of the next call, and its norms; its operations leave no trail."""
-        if self.statistics is None and self.norm_inputs is None:
+        """The statistics and quotients of the next call, and its norms; its operations leave no trail."""
+        if self.statistics is None and self.norm_inputs is None and not self.quotients:
             return None
-        return NextCall(self.findings, self.observations, self.statistics, self._entering_norm)
+        return NextCall(self.findings, self.observations, self.statistics, self._entering_norm, self._settle)
 
     # -- what depends on the removal ----------------------------------------------------------------------
 
@@ -152,6 +158,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
             made = func(*args, **kwargs)
         else:
             made = self.statistics.call(entry, func, args, kwargs)
+        self._settle(self.observation, key, made)
         if self.decisions is not None:
             if self.before is None:
                 self.decisions.take(key, func, args, kwargs, made)
@@ -177,6 +184,14 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         if operands and (kept := self._kept(args[0], operands[0])) is not None:
             self.norm_inputs.take(key, args[0], kept)
         return args
+
+    def _settle(self, observation: Observation, key: Key, made: Any) -> None:
+        """Set removed slots of a quotient of the reference to zero that are no numbers."""
+        if not self.quotients or key[2] not in QUOTIENTS:
+            return
+        operands = observation.outputs.get(key)
+        if operands and (kept := self._kept(made, operands[0])) is not None and settle(made, kept):
+            self.trail.settled.append(key)
 
     def _composed(self, key: Key, made: Any, numbers: tuple[float, ...] = ()) -> None:
         self.trail.calls[key[:3]] += 1
