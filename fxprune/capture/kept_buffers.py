@@ -1,4 +1,4 @@
-"""The buffers and large arrays of a model whose runs may write into them all the same: they are put back.
+"""The buffers, attributes and large arrays of a model whose runs may write into them all the same: they are put back.
 
 Runs use copies of a model. But a closure over a layer calls the layer itself, and copies share large arrays.
 """
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.code import is_torch
 from fxprune.capture.equal_modules import check_told_apart
+from fxprune.capture.kept_attributes import KeptAttributes
 from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.capture.library_state import MOST_BYTES, is_array
 from fxprune.capture.module_copy import copy_module
@@ -53,7 +54,7 @@ def _is_plain_value(name: str, value: Any) -> bool:
 
 
 def public_call_on_model(function: Callable[_ParametersT, _ResultT]) -> Callable[_ParametersT, _ResultT]:
-    """A public function of a model and other things, as `public_call` runs it, which leaves the buffers as they are."""
+    """A public function of a model and other things, as `public_call` runs it, which leaves the model as it is."""
 
     @functools.wraps(function)
     def call(*args: _ParametersT.args, **kwargs: _ParametersT.kwargs) -> _ResultT:
@@ -65,25 +66,26 @@ def public_call_on_model(function: Callable[_ParametersT, _ResultT]) -> Callable
 
 @contextlib.contextmanager
 def buffers_kept(model: Any) -> Iterator[None]:
-    """Puts back what a run writes into the buffers of a model, if its code calls its layers by a closure, and into its
-    large arrays: after each run, and at the end."""
+    """Puts back what a run writes into the buffers and attributes of a model, if its code has its modules in a closure,
+    and into its large arrays: after each run, and at the end."""
     check_told_apart(model)
-    kept = _Kept(model) if isinstance(model, nn.Module) else None
-    if kept is None or not kept.copies:
+    if not isinstance(model, nn.Module):
         yield
         return
+    kept = _Kept(model)
     AFTER_RUNS.append(kept.restore)
     try:
         yield
     finally:
         AFTER_RUNS.remove(kept.restore)
-        kept.restore()
+        kept.restore(mode=True)
 
 
 class _Kept:
-    """The buffers and large arrays of a model, and copies of them."""
+    """The buffers, attributes and large arrays of a model, and copies of them."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.attributes = KeptAttributes(model, lambda: bool(called_parts(model)))
         buffers = [buffer for buffer in model.buffers() if _is_plain(buffer)] if _may_be_written(model) else []
         if buffers and not called_parts(model):
             buffers = []
@@ -92,8 +94,12 @@ class _Kept:
         self.copies: list[tuple[Any, Any]] = [(buffer, buffer.detach().clone()) for buffer in buffers]
         self.copies += [(array, array.copy()) for array in arrays.values() if not array.dtype.hasobject]
 
-    def restore(self) -> None:
-        """Put back the numbers of those that have others now."""
+    def restore(self, *, mode: bool = False) -> None:
+        """Put back the attributes that have other values now, and the numbers of buffers and arrays that have others.
+
+        mode: as in `KeptAttributes.restore`.
+        """
+        self.attributes.restore(mode=mode)
         with _disable_current_modes(), torch.no_grad():
             for now, before in self.copies:
                 if isinstance(now, torch.Tensor):
