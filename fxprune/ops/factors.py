@@ -256,8 +256,10 @@ def _run(asked: Asked, tensors: Mapping[str, Any]) -> list[torch.Tensor] | None:
     if "dtype" in raw:
         raw["dtype"] = torch.float64
     positional = [raw.pop(a.name) for a in asked.func._schema.arguments if not a.kwarg_only and a.name in raw]
+    draws = torch.Tag.nondeterministic_seeded in asked.func.tags
     try:
-        made = asked.func(*positional, **raw)
+        with torch.random.fork_rng(devices=()) if draws else contextlib.nullcontext():
+            made = asked.func(*positional, **raw)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
     return [made] if isinstance(made, torch.Tensor) else [t for t in made if isinstance(t, torch.Tensor)]

@@ -525,3 +525,25 @@ def test_one_of_two_repeated_heads_stays() -> None:
     small = pruned(net, ratio={heads.key: 0.5})
     assert (small.q.out_features, small.k.out_features) == (2 * HEAD, HEAD)
     assert fxprune.verify(net, small, X) <= 1e-9
+
+
+class MadeInForward(nn.Module):
+    """Makes a layer in its first forward, which draws its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 16)
+        self.b: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.b is None:
+            self.b = nn.Linear(h.shape[1], 4)
+        return self.b(h)
+
+
+def test_the_search_for_factors_leaves_the_random_state_as_it_was() -> None:
+    model, x = MadeInForward(), torch.randn(3, 6)
+    before = torch.get_rng_state()
+    fxprune.transform(model, x, ratio=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
