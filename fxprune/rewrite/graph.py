@@ -120,5 +120,7 @@ def _settled(findings: Findings, removal: Removal) -> _Settled:
     settle_settings(draft.module, findings, removal)
     reasons = draft.said + recount_unread(draft.module, findings, removal)
     follow_config(draft, findings, removal)
-    factors = ScaleFactors() if findings.captured.real else settle_nodes(draft, findings, removal, faker)
-    return _Settled(draft, fakes, factors, reasons)
+    if findings.captured.real:
+        return _Settled(draft, fakes, ScaleFactors(), reasons)
+    factors, in_result = settle_nodes(draft, findings, removal, faker)
+    return _Settled(draft, fakes, factors, reasons + in_result)

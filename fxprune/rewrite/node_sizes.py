@@ -38,6 +38,7 @@ from fxprune.proof.shapes import ContradictionError, ShapeCheck
 from fxprune.rewrite.draft import Draft
 from fxprune.rewrite.frozen_numbers import compute_again
 from fxprune.rewrite.refused_sizes import RefusedSizes
+from fxprune.rewrite.result_numbers import number_note, other_numbers
 from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for, from_a_width
 from fxprune.rewrite.sizes import resize
 
@@ -54,13 +55,16 @@ _LOOSE = {
 """Nodes that may run other operations for other sizes, so only their results are checked, not the operations inside."""
 
 
-def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> ScaleFactors:
-    """Run the smaller graph; settle the sizes of each node just before it runs, and check its shapes just after.
+def settle_nodes(
+    draft: Draft, findings: Findings, removal: Removal, faker: Faker
+) -> tuple[ScaleFactors, tuple[str, ...]]:
+    """Run the smaller graph; settle the sizes of each node just before it runs, check its shapes just after.
 
     The smaller graph also runs on the further inputs, in the other mode and once more where it leaves a state. Other
     methods of the model run, where the analysis has seen the original so. These runs are only checked.
 
-    Returns the factors that weights have to carry, because code computes other scales from the smaller sizes.
+    Returns the factors that weights have to carry, because code computes other scales from the smaller sizes, and
+    sentences about numbers in the result that are computed from widths.
 
     Raises `RewriteError` where a shape is not the promised one, or no weights can carry a factor.
     """
@@ -75,7 +79,8 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
         for run in runs:
             run.check_unexplained(faker)
     _erase_unused(draft.graph, had_users)
-    return _factors(findings, removal, runs)
+    notes = {text: when for run in reversed(runs) for text, when in run.in_result}
+    return _factors(findings, removal, runs), tuple(text + notes[text] for text in reversed(notes))
 
 
 def run_once(draft: Draft, findings: Findings, removal: Removal) -> ScaleFactors:
@@ -83,7 +88,7 @@ def run_once(draft: Draft, findings: Findings, removal: Removal) -> ScaleFactors
 
     Code whose result is not used runs too, and may need channels that are gone. Raises `RewriteError` where it does.
 
-    Returns the factors that weights have to carry, as `settle_nodes` does.
+    Returns the factors that weights have to carry.
     """
     runs = [_Running(draft, findings, removal, seen) for seen in findings.runs]
     with no_caches(findings.model):
@@ -120,6 +125,7 @@ class _Checking:
         self.check = ShapeCheck(removal, self.scopes, replaced)
         self.refused = RefusedSizes(self.check)
         self.numbers: list[OtherNumber] = []
+        self.in_result: list[tuple[str, str]] = []
         self.findings, self.of = findings, seen
         self.drawn: dict[Key, int] = {}
         self.unexplained: list[tuple[OtherSeed, fx.Node, fx.Node]] = []
@@ -173,6 +179,10 @@ class _Checking:
             path, line = self.scopes.current.path, raised_at(error)
             raise self._contradiction(before, node, text_of(error), path, self.refused, line) from error
         self._check(node, before, result)
+        if node.op == "output" and not self.findings.captured.real:
+            of = self.findings.captured.graph.process_outputs
+            others = other_numbers(of(self.seen.nodes[before.name]), of(result))
+            self.in_result += [(number_note(*other), self.when) for other in others]
         self._check_seeds(node, before)
         self.numbers += [OtherNumber(changed, before, node, self.seen) for changed in self.check.changed]
         self.check.changed.clear()
