@@ -10,6 +10,7 @@ import copy
 import itertools
 import queue
 import threading
+import warnings
 from collections import ChainMap, UserDict, UserList
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,11 +26,23 @@ _WITH_STATE = {
     ("builtins", "bytearray"),
     ("array", "array"),
     *(("_io", name) for name in ("BytesIO", "StringIO")),
-    ("itertools", "count"),
-    *(("builtins", f"{name}_iterator") for name in ("list", "tuple", "range", "longrange", "str_ascii", "bytes")),
+    *(("itertools", name) for name in ("count", "_tee")),
+    ("_queue", "SimpleQueue"),
+    ("_thread", "_local"),
     *(("numpy.random._generator", "Generator"), ("numpy.random.mtrand", "RandomState")),
 }
 """The classes of objects whose state a call of them changes, as the module and the name of each."""
+_ITERATORS = {
+    *(
+        ("builtins", f"{name}_iterator")
+        for name in ("list", "tuple", "range", "longrange", "str_ascii", "str", "bytes")
+    ),
+    *(("builtins", name) for name in ("enumerate", "filter", "map", "zip", "reversed", "list_reverseiterator")),
+    *(("itertools", name) for name in ("accumulate", "chain", "combinations", "combinations_with_replacement")),
+    *(("itertools", name) for name in ("compress", "cycle", "dropwhile", "filterfalse", "islice", "permutations")),
+    *(("itertools", name) for name in ("product", "repeat", "starmap", "takewhile", "zip_longest")),
+}
+"""The classes of iterators that say of what they are made, and where they are."""
 _LOCKS_OF_QUEUES = ("mutex", "not_empty", "not_full", "all_tasks_done")
 
 
@@ -57,7 +70,13 @@ def give_locks(value: Any) -> None:
 @once_per_class
 def has_state(kind: type) -> bool:
     """True for a class of generators of random numbers, counters, iterators, arrays and buffers of bytes."""
-    return (kind.__module__, kind.__name__) in _WITH_STATE or is_array(kind)
+    return (kind.__module__, kind.__name__) in _WITH_STATE or is_iterator(kind) or is_array(kind)
+
+
+@once_per_class
+def is_iterator(kind: type) -> bool:
+    """True for a class of iterators that can be copied."""
+    return (kind.__module__, kind.__name__) in _ITERATORS
 
 
 @once_per_class
@@ -67,11 +86,15 @@ def is_array(kind: type) -> bool:
 
 
 def with_own_state(value: Any, attribute: Callable[[Any], Any]) -> Any:
-    """A copy of an object with a state; the object itself if it is a large array.
+    """A copy of an object with a state; the object itself if it is a large array, or an iterator that has no copy.
 
-    attribute: a function that gives the parts of an array of objects.
+    attribute: a function that gives the parts of an array of objects, a queue, an iterator, or the values of a thread.
     """
     kind = type(value)
+    if is_iterator(kind):
+        return _same_iterator(value, attribute)
+    if kind is threading.local or kind is queue.SimpleQueue:
+        return fill(kind(), value, attribute)
     if kind is itertools.count:
         return _same_count(value)
     if not is_array(kind):
@@ -82,6 +105,51 @@ def with_own_state(value: Any, attribute: Callable[[Any], Any]) -> Any:
     if value.dtype.hasobject and value.dtype.names is None:
         made.flat = [attribute(part) for part in value.flat]
     return made
+
+
+def fill(new: Any, value: Any, attribute: Callable[[Any], Any]) -> Any:
+    """Give a new queue the items of another one; new values of threads those that another object has for this thread.
+
+    attribute: a function that gives the new item or value.
+    """
+    if isinstance(value, threading.local):
+        new.__dict__.update({name: attribute(part) for name, part in list(value.__dict__.items())})
+        return new
+    items = []
+    while not value.empty():
+        items.append(value.get_nowait())  # a queue of this class shows its items to none but who takes them
+    for item in items:
+        value.put(item)
+    for item in items:
+        new.put(attribute(item))
+    return new
+
+
+def parts_of_iterator(value: Any) -> tuple[Any, ...]:
+    """The class of an iterator, what it is made of, and where it is; nothing where Python does not say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 and 3.13
+        try:
+            return tuple(value.__reduce__())
+        except TypeError:
+            return ()
+
+
+def _same_iterator(value: Any, attribute: Callable[[Any], Any]) -> Any:
+    """An iterator that goes on as another one; the same one if it takes from what cannot be copied."""
+    kind, *rest = parts_of_iterator(value) or (None,)
+    if kind is None:
+        return value
+    made = [attribute(part) for part in rest[0]]
+    if any(new is part and hasattr(type(part), "__next__") for new, part in zip(made, rest[0], strict=True)):
+        return value
+    state = [attribute(part) for part in rest[1:2] if part is not None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        new = kind(*made)
+        for place in state:
+            new.__setstate__(place)
+    return new
 
 
 def _same_count(count: Any) -> Any:

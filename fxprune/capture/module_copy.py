@@ -65,7 +65,9 @@ def deep_copy_with(module: ModuleT, memo: Mapping[int, Any], said: list[str] | N
 
     said: gets a sentence about each lock and Python module, if the copy needed others: see `copied_with_locks`.
     """
-    return copied_with_locks(module, memo, functools.partial(_whole_copy, module, said), said)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*support will be removed from itertools", DeprecationWarning)
+        return copied_with_locks(module, memo, functools.partial(_whole_copy, module, said), said)
 
 
 def _whole_copy(module: ModuleT, said: list[str] | None, memo: dict[int, Any]) -> ModuleT:

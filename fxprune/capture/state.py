@@ -13,6 +13,7 @@ from torch import nn
 from fxprune.capture.code import is_torch
 from fxprune.capture.containers import count_of, has_many_parts, items_of
 from fxprune.capture.given_attributes import given_attributes, parameters_with_attributes
+from fxprune.capture.library_state import is_iterator, parts_of_iterator
 
 _OF_TORCH = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 _OF_TORCH |= {name for name in vars(nn.Module()) if name.endswith("_hooks")}
@@ -92,6 +93,8 @@ def _note(value: Any, depth: int) -> Any:
         return [_note(part, depth - 1) for part in items_of(value)]
     if isinstance(value, (set, frozenset)):
         return [_note(part, depth - 1) for part in value]
+    if is_iterator(type(value)):
+        return [_note(part, depth - 1) for part in parts_of_iterator(value)]
     own = getattr(value, "__dict__", None)
     if own and not callable(value) and not isinstance(value, type):
         return value, [(key, _note(part, depth - 1)) for key, part in own.items()]

@@ -7,6 +7,7 @@ process, and is shared. A generator, a file or a socket is neither: two models w
 from __future__ import annotations
 
 import copy
+import queue
 import threading
 import types
 from collections import deque
@@ -18,10 +19,13 @@ from torch import nn
 
 from fxprune.capture.containers import MOST_STEPS, items_of, key_text
 from fxprune.capture.layouts import is_packed, is_sparse
+from fxprune.capture.library_state import fill
 
 CopyT = TypeVar("CopyT")
 
-_LOCKS: Mapping[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_FILLED: tuple[Any, ...] = (threading.local, queue.SimpleQueue)
+"""Values of threads and queues, which get what those of the original hold."""
+_LOCKS: Mapping[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock, *_FILLED)}
 _NUMBERS = (int, float, bool, complex, str, bytes, type(None))
 _NO_PARTS = (nn.Module, torch.Tensor, type, types.FunctionType, str, bytes, int, float, type(None))
 
@@ -39,7 +43,9 @@ def copied_with_locks(
         found = list(_refused(model))
         if not found:
             raise
-        made = make({**_stand_ins(found), **memo})
+        own = {**_stand_ins(found), **memo}
+        made = make(own)
+        _fill(found, own)
         if said is not None:
             said.extend(_sentence(name, value) for name, value in found if not isinstance(value, torch.Tensor))
         return made
@@ -60,6 +66,7 @@ def copied_alone(name: str, value: Any, memo: dict[int, Any], said: list[str] | 
         own = {**memo, **_stand_ins(found)}
         try:
             made = copy.deepcopy(value, own)
+            _fill(found, own)
         except Exception:
             return value
         if said is not None:
@@ -120,9 +127,20 @@ def _stand_in(value: Any, made: Mapping[int, Any]) -> Any:
     return _LOCKS[type(value)]()
 
 
+def _fill(found: Iterable[tuple[str, Any]], memo: dict[int, Any]) -> None:
+    """Give the new queues and values of threads copies of what those of the original hold. memo: that of the copy."""
+    for _, value in found:
+        if type(value) in _FILLED:
+            fill(memo[id(value)], value, lambda part: copy.deepcopy(part, memo))
+
+
 def _sentence(name: str, value: Any) -> str:
     if isinstance(value, types.ModuleType):
         return f"{name} is the Python module {value.__name__} in the small model too"
+    if type(value) is threading.local:
+        return f"{name} is a new threading.local in the small model, which has the values of this thread alone"
+    if type(value) is queue.SimpleQueue:
+        return f"{name} is a queue of its own in the small model, with the items that it holds now"
     kind = type(value).__name__.rpartition(".")[2]
     return f"{name} is a new {kind} in the small model: one of Python's threads cannot be copied"
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import array
+import copy
 import io
 import itertools
 import queue
 import random
+import threading
+import warnings
 from collections import ChainMap, UserDict, UserList
 from collections.abc import Callable
 from fractions import Fraction
@@ -121,6 +124,42 @@ def iterator() -> Any:
     return made
 
 
+def following(one: Any) -> Any:
+    """The next item of an iterator, which stays where it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return next(copy.copy(one) if type(one).__name__ == "_tee" else copy.deepcopy(one))
+
+
+ITERATORS: dict[str, Callable[[], Any]] = {
+    "cycle": lambda: itertools.cycle([1, 2, 3, 4, 5, 6, 7]),
+    "chain": lambda: itertools.chain(range(50), [51]),
+    "islice": lambda: itertools.islice(range(100), 60),
+    "permutations": lambda: itertools.permutations(range(5)),
+    "product": lambda: itertools.product(range(9), range(9)),
+    "accumulate": lambda: itertools.accumulate(range(1, 60)),
+    "takewhile": lambda: itertools.takewhile(lambda n: n < 40, range(50)),
+    "zip_longest": lambda: itertools.zip_longest(range(50), [1]),
+    "tee": lambda: itertools.tee(range(50))[0],
+    "map": lambda: map(abs, range(50)),
+    "zip": lambda: zip(range(50), range(60), strict=True),
+    "enumerate": lambda: enumerate(range(50)),
+    "reversed": lambda: reversed(list(range(50))),
+}
+
+
+def values_of_threads() -> Any:
+    made = threading.local()
+    made.count = 1
+    return made
+
+
+def queue_of_items() -> Any:
+    made = queue.SimpleQueue[int]()
+    made.put(1)
+    return made
+
+
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
     "array of numpy": (lambda: np.zeros(3), lambda one: one.__iadd__(1), np.ndarray.tolist),
     "array of objects": (
@@ -131,6 +170,13 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any],
     "counter": (itertools.count, next, repr),
     "counter with a step": (lambda: itertools.count(1.5, 2), next, repr),
     "iterator": (iterator, next, lambda one: one.__length_hint__()),
+    **{name: (make, next, following) for name, make in ITERATORS.items()},
+    "values of threads": (
+        values_of_threads,
+        lambda one: setattr(one, "count", one.count + 1),
+        lambda one: one.count,
+    ),
+    "queue without places": (queue_of_items, lambda one: one.put(2), lambda one: one.qsize()),
     "generator of Python": (lambda: random.Random(0), random.Random.random, random.Random.getstate),
     "generator of numpy": (
         lambda: np.random.default_rng(0),
@@ -199,3 +245,36 @@ def test_a_counter_of_other_objects_is_shared() -> None:
 def test_an_object_with_a_generator_is_a_container() -> None:
     assert is_container(Helper(random.Random(0)))
     assert not is_container(random.Random(0))
+
+
+class Alternates(nn.Module):
+    """Takes another layer in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.first, self.second, self.b = (nn.Linear(*s) for s in ((3, 8), (8, 8), (8, 8), (8, 2)))
+        self.turn = itertools.cycle([self.first, self.second])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(next(self.turn)(torch.relu(self.a(x)))))
+
+
+def test_an_iterator_over_layers_goes_over_those_of_the_small_model() -> None:
+    net = Alternates().double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    small: Any = fxprune.transform(net, x, ratio=0.5)
+    assert type(small) is Alternates
+    assert small.first.weight.shape == small.second.weight.shape == (4, 4)
+    assert next(net.turn) is net.first
+    assert [next(small.turn) for _ in range(3)] == [small.first, small.second, small.first]
+
+
+def test_an_iterator_over_a_generator_is_shared_by_runs() -> None:
+    net: Any = Advances(itertools.cycle(n for n in range(5)), next)
+    assert copy_module(net, lambda tensor: tensor).state is net.state
+
+
+def test_the_record_says_what_is_new_in_the_small_model() -> None:
+    for make, text in ((values_of_threads, "state is a new threading.local"), (queue_of_items, "state is a queue of")):
+        small = fxprune.transform(Advances(make(), type), torch.ones(2, 3), ratio=0.5)
+        assert fxprune.record(small).reasons[0].startswith(text)
