@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fxprune.capture.error_place import line_of, locals_of, module_of_error
+from fxprune.capture.error_place import in_a_distribution, line_of, locals_of, module_of_error
 from fxprune.errors import CaptureError
 
 _KEEPS_CODE = "; `fxprune.save` writes the weights without a graph"
@@ -29,6 +29,9 @@ def not_exported(failure: BaseException, model: nn.Module, *, batch: bool, fixed
 def _next_step(failure: BaseException, line: str) -> str:
     if any(isinstance(value, PackedSequence) for value in locals_of(failure)):
         return f"give the recurrent layer padded tensors, since torch.export takes no PackedSequence{_KEEPS_CODE}"
+    if in_a_distribution(failure):
+        how = "leave out `validate_args=True`, since a distribution that checks its arguments reads numbers, which"
+        return f"{how} torch.export does not know{_KEEPS_CODE}"
     code = "this line" if line else "the forward"
     if "DataDependent" in type(failure).__name__ or "data-dependent" in str(failure):
         how = "without a decision by numbers in tensors, as with torch.where or a mask"

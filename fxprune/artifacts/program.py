@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from fxprune._record import record
 from fxprune.artifacts.export_errors import first_sentence, not_exported
+from fxprune.capture.error_place import in_a_distribution
 from fxprune.capture.graph_names import free_names
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.module_copy import deep_copy_with
@@ -184,10 +186,39 @@ def _with_free_names(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def _exported(portable: Portable, inputs: Inputs, shapes: Any) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """Returns the program, and the warnings of torch."""
+    """Returns the program, and the warnings of torch.
+
+    A graph cannot have the check of the arguments of a distribution, which raises for some numbers: it is left out, and
+    said.
+    """
+    try:
+        return _exported_as_it_is(portable, inputs, shapes)
+    except Exception as failure:
+        if not in_a_distribution(failure):
+            raise
+    with _unchecked_distributions():
+        program, noted = _exported_as_it_is(portable, cloned(inputs) if shapes is None else inputs, shapes)
+    left = "the checks of the arguments of distributions are left out: they read numbers, which a graph does not know"
+    return program, [left, *noted]
+
+
+def _exported_as_it_is(
+    portable: Portable, inputs: Inputs, shapes: Any
+) -> tuple[torch.export.ExportedProgram, list[str]]:
     args, kwargs = inputs
     with quiet() as noted, torch.no_grad():
         return torch.export.export(portable.model, args, kwargs, dynamic_shapes=shapes, strict=False), noted
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Distributions that are made here check their arguments only where they are told to (`validate_args=True`)."""
+    before: bool = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _is_exported(portable: Portable, inputs: Inputs) -> bool:

@@ -14,6 +14,7 @@ from fxprune.capture.weak_references import is_weak, referents_of
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _PYTHON = os.path.dirname(os.__file__) + os.sep
+_DISTRIBUTIONS = os.path.join(_TORCH, "distributions", "")
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
@@ -46,6 +47,11 @@ def missing_copy(error: BaseException) -> str:
     owners = (frame.f_locals.get("self") for frame, _ in _frames(error))
     found = (one for one in owners if isinstance(one, nn.Module) and type(key) is int and key == id(one))
     return next((type(one).__name__ for one in found), "")
+
+
+def in_a_distribution(error: BaseException) -> bool:
+    """True if an exception was raised while `torch.distributions` ran."""
+    return any(frame.f_code.co_filename.startswith(_DISTRIBUTIONS) for frame, _ in _frames(error))
 
 
 def locals_of(error: BaseException) -> Iterator[Any]:

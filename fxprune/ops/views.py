@@ -55,9 +55,29 @@ def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
                 break
         merged = call.merge(operand.vectors[start:stop]) if stop > start else call.fixed(1)
         vectors += call.split(merged, shape[position:end])
-        zero += [all(operand.zero[start:stop])] * (end - position)
+        zero += _zero_after(source[start:stop], operand.zero[start:stop], shape[position:end])
         start, position = stop, end
     return call.operand(vectors, zero)
+
+
+def _zero_after(sizes: Sequence[int], zero: Sequence[bool], new: Sequence[int]) -> list[bool]:
+    """The flags `zero` of the new dimensions that a run of old ones becomes: those of the old dimensions they lie in.
+
+    [2, 8] -> [4, 4]: the last new dimension lies inside the 8, the first one in both.
+
+    >>> _zero_after([2, 8], [False, True], [4, 4])
+    [False, True]
+    """
+    old = list(zip(_strides(sizes), sizes, zero, strict=True))
+    return [
+        all(flag for begin, width, flag in old if begin < start * size and start < begin * width)
+        for start, size in zip(_strides(new), new, strict=True)
+    ]
+
+
+def _strides(sizes: Sequence[int]) -> list[int]:
+    """The strides of a contiguous tensor."""
+    return [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
 
 
 @rule(

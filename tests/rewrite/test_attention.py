@@ -515,3 +515,26 @@ def test_no_nested_tensor_meets_narrow_heads(ignore: tuple[str, ...]) -> None:
     assert net.encoder.use_nested_tensor
     with torch.no_grad():
         assert relative_error(small(*inputs), fxprune.masked(net, fxprune.record(small).removed)(*inputs)) < 1e-9
+
+
+class LearnedQueries(nn.Module):
+    """The first self-attention of a decoder: queries and keys are parameters for every sample, values are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.attention, self.head = nn.Embedding(L, E), layer(batch_first=True), nn.Linear(E, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        queries = self.queries.weight[None].expand(len(x), -1, -1)
+        made, _ = self.attention(queries, queries, torch.zeros_like(queries), need_weights=False)
+        return self.head(made) + x
+
+
+def test_heads_of_expanded_queries_are_exact() -> None:
+    net, x = LearnedQueries().double().eval(), torch.randn(N, L, 2, dtype=torch.float64)
+    groups = [group for group in fxprune.analyze(net, x).groups if group.kind != "channels"]
+    assert [len(group) for group in groups] == [H, D, D]
+    assert all(group.exact for group in groups)
+    small = fxprune.transform(net, x, ratio=0.5, exact=True)
+    assert fxprune.record(small).exact
+    assert relative_error(small(x), fxprune.masked(net, fxprune.record(small).removed)(x)) < 1e-9
