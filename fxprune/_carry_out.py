@@ -321,6 +321,8 @@ def _warnings(result: Result, *, free: bool, asked: bool) -> Iterator[tuple[str,
         why = "; ".join(reasons) or "the plan is empty"
         do = ". The report of fxprune.analyze (fxprune inspect) lists what can go, and what holds the rest"
         yield f"nothing was removed: {why}{'' if why == MISSED or ': holds ' in why else do}", NothingRemovedWarning
+    if result.proof is not None and result.proof.blind:
+        yield result.proof.blind, UserWarning
     if result.unproven:
         do = "Compare it with the original on your own data before it is used"
         yield f"the small model is not proven: {result.unproven}. {do}", NotProvenWarning

@@ -133,6 +133,8 @@ def compared(
         explained(_is_wrong(proof))
     if _is_wrong(proof) and made.steps == 1 and has_other_weights(recorded, plain, made):
         warnings.warn(MADE_FROM_OTHER, OtherWeightsWarning, stacklevel=level_of_user())
+    if proof.blind:
+        warnings.warn(proof.blind, UserWarning, stacklevel=level_of_user())
     if proof.instead:
         warnings.warn(proof.instead, UserWarning, stacklevel=level_of_user())
     return replace(proof, error=max(proof.error, without))

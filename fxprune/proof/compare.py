@@ -118,13 +118,13 @@ def _proven_in(pair: Pair, precision: Precision) -> Proof:
     rounds = list(_rounds(pair))
     with clean_caches(pair.findings.model):
         with deterministic(precision) as mode:
-            for inputs, modes, walked, method in rounds:
+            for number, (inputs, modes, walked, method) in enumerate(rounds):
                 one = Round(pair, precision, inputs, modes, walked, method).prove()
                 if one.wrong is not None:
                     decisions = Decisions(pair.digester, precision.tolerance)
                     norm_inputs = NormInputs(pair.digester, precision.tolerance)
                     one = Round(pair, precision, inputs, modes, walked, method, decisions, norm_inputs).prove()
-                done = done.with_round(one)
+                done = done.with_round(replace(one, blind="") if number else one)
         if done.wrong is None:
             inputs, modes, *_ = rounds[0]
             done = replace(done, wrong=raises_as_it_is(pair, inputs, modes, mode.replaced))

@@ -16,7 +16,7 @@ from fxprune.capture.modes import MODES
 from fxprune.capture.output_paths import tensors_that_count
 from fxprune.capture.scopes import Key
 from fxprune.capture.values import tensors_in
-from fxprune.errors import VerificationError, text_of
+from fxprune.errors import VerificationError, counted, text_of
 from fxprune.proof.copies import Copying
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.difference import relative_error
@@ -83,6 +83,7 @@ class Round:
                 f"the error of the proof, {error:.0e}, is rounding that the model makes larger: "
                 "one rounding of each of its numbers moves the results of the original by a hundredth of that or more"
             )
+        notes.append(blind := _blind(tensors_in(reference)))
         return Proof(
             max(error, inside),
             self._compared(reference, judgement),
@@ -91,6 +92,7 @@ class Round:
             tuple(filter(None, notes)),
             self._one_sided(judgement),
             sum(int(t.isnan().sum()) for t in tensors_in(reference) if t.is_floating_point()),
+            blind,
         )
 
     @property
@@ -359,3 +361,13 @@ class Round:
 
 def _ignore(tensor: torch.Tensor, name: str) -> None:
     """Do nothing with a copy that was made."""
+
+
+def _blind(results: list[torch.Tensor]) -> str:
+    """A sentence about results in which each number is NaN; "" if there are none."""
+    empty = sum(bool(t.is_floating_point() and t.numel() and t.isnan().all()) for t in results)
+    if not empty:
+        return ""
+    one = f"{empty} of the {counted(len(results), 'tensor')} that the original returns {'is' if empty == 1 else 'are'}"
+    why = "NaN throughout on these inputs, so nothing is compared there"
+    return f"{one} {why}: give inputs on which it has numbers (is a mask True everywhere?)"

@@ -24,6 +24,8 @@ class Proof:
     notes: sentences for the reader of the record.
     one_sided: the operations that did not run equally often in both models.
     without_number: how many NaN the outputs of the reference have.
+    blind: a sentence about results that are NaN throughout on the first example inputs, so that nothing is compared;
+        "" if there are none.
     instead: where `precision` is not float64, a sentence that says what it is, its tolerance, and why; else "".
     """
 
@@ -34,6 +36,7 @@ class Proof:
     notes: tuple[str, ...] = ()
     one_sided: tuple[OneSided, ...] = ()
     without_number: int = 0
+    blind: str = ""
     instead: str = ""
 
     def with_round(self, other: Proof) -> Proof:
@@ -46,4 +49,5 @@ class Proof:
             tuple(dict.fromkeys((*self.notes, *other.notes))),
             tuple(dict.fromkeys((*self.one_sided, *other.one_sided))),
             self.without_number + other.without_number,
+            self.blind or other.blind,
         )
