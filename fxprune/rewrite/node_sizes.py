@@ -19,6 +19,7 @@ from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.analysis.seeded_draws import OtherSeed, other_seed
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.function_contexts import FunctionContext, context_notes, noted_contexts
 from fxprune.capture.given_attributes import same_attributes
 from fxprune.capture.modes import RunMode, in_mode, random_decisions
 from fxprune.capture.module_copy import copy_module
@@ -80,7 +81,25 @@ def settle_nodes(
             run.check_unexplained(faker)
     _erase_unused(draft.graph, had_users)
     notes = {text: when for run in reversed(runs) for text, when in run.in_result}
-    return _factors(findings, removal, runs), tuple(text + notes[text] for text in reversed(notes))
+    kept = context_notes(_contexts(findings), runs[0].contexts) if runs[0].contexts else []
+    return _factors(findings, removal, runs), (*(text + notes[text] for text in reversed(notes)), *kept)
+
+
+def _only_run(node: fx.Node, execute: Callable[[], Any]) -> Any:
+    return execute()
+
+
+def _contexts(findings: Findings) -> list[FunctionContext]:
+    """Returns what each `autograd.Function` of the original keeps, in the main run and its second call."""
+    found: list[FunctionContext] = []
+    faker, captured, main = Faker(), findings.captured, findings.observed.main
+    with no_caches(findings.model), told_seeds():
+        module = copy_module(captured.module, faker.of_state)
+        for seen in main.calls:
+            values = captured.arguments(seen.inputs, seen.method)
+            modes = (noted_contexts(found), Scopes(module).watching())
+            walk(captured.graph, module, faker, values, _only_run, modes, gradients=seen.gradients)
+    return found
 
 
 def run_once(draft: Draft, findings: Findings, removal: Removal) -> ScaleFactors:
@@ -126,6 +145,7 @@ class _Checking:
         self.refused = RefusedSizes(self.check)
         self.numbers: list[OtherNumber] = []
         self.in_result: list[tuple[str, str]] = []
+        self.contexts: list[FunctionContext] = []
         self.findings, self.of = findings, seen
         self.drawn: dict[Key, int] = {}
         self.unexplained: list[tuple[OtherSeed, fx.Node, fx.Node]] = []
@@ -153,7 +173,7 @@ class _Checking:
                 self.when = f" in a second call{self.when}"
                 self.scopes.restart()
             decisions = (random_decisions(),) if self.other_mode or self.seen.method else ()
-            modes = (*decisions, self.scopes.watching(), self.refused, self.check)
+            modes = (*decisions, noted_contexts(self.contexts), self.scopes.watching(), self.refused, self.check)
             with told_seeds():
                 gradients = self.seen.gradients
                 walk(self.draft.graph, module, faker, self.values, self.visit, modes, gradients=gradients)
