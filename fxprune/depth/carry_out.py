@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from fxprune.capture.given_attributes import given_attributes
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.references import reachable
 from fxprune.depth.dropped import CHAIN, IDENTITY, PASSES, ZEROS, Dropped, Replacement
 from fxprune.depth.stubs import GivesZeros, PassesOn
 from fxprune.errors import PlanError
@@ -21,9 +23,23 @@ def without_dropped(model: nn.Module, dropped: Sequence[Dropped]) -> nn.Module:
     """
     for one in dropped:
         _check(model, one)
-    made = copy_module(model, lambda tensor: tensor)
+    own: dict[int, torch.Tensor] = {}
+    made = copy_module(model, lambda tensor: own.setdefault(id(tensor), _with_own_attributes(tensor)))
     for one in dropped:
         replace_modules(made, one.replaced)
+    return made
+
+
+def _with_own_attributes(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; for a parameter whose attributes have modules in them another one around the same numbers.
+
+    Its attributes are those of the model without branches then: `copy_module` gives it them.
+    """
+    held = (part for value in given_attributes(tensor).values() for part in reachable(value))
+    if type(tensor) is not nn.Parameter or tensor._backward_hooks or not any(isinstance(p, nn.Module) for p in held):
+        return tensor
+    made = nn.Parameter(tensor.data, tensor.requires_grad)
+    made.grad = tensor.grad
     return made
 
 

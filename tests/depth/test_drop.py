@@ -279,3 +279,40 @@ def test_traced_graphs_have_branches_and_exported_ones_are_refused() -> None:
         with pytest.raises(PlanError, match="no residual branch") as caught:
             fxprune.transform(exported, x, drop="2")
         assert "drop them before it is exported" in caught.value.why
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.f(x).relu()
+
+
+class KnowsLayers(nn.Module):
+    """A model with parameters that have layers in attributes, one of them tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.blocks, self.o = nn.Linear(3, 8), nn.ModuleList(Block() for _ in range(3)), nn.Linear(8, 8)
+        self.o.weight = self.blocks[2].f.weight
+        weights: list[Any] = [self.i.weight, self.o.weight]
+        weights[0].owner, weights[1].users = self.blocks[2], [self.o, self.blocks[2].f]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.i(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.o(x)
+
+
+def test_attributes_of_parameters_refer_to_layers_of_the_small_model() -> None:
+    model = KnowsLayers().eval()
+    small: Any = fxprune.transform(model, torch.randn(2, 3), drop=["blocks.0"])
+    assert small.o.weight is small.blocks[2].f.weight
+    assert small.i.weight.owner is small.blocks[2]
+    assert small.o.weight.users[0] is small.o
+    assert small.o.weight.users[1] is small.blocks[2].f
+    owner: Any = model.i.weight
+    assert owner.owner is model.blocks[2]
