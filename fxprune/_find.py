@@ -15,6 +15,7 @@ from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.arguments import why_no_model
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.equal_modules import check_told_apart
+from fxprune.capture.error_place import in_a_distribution
 from fxprune.capture.example_numbers import by_numbers
 from fxprune.capture.inputs import (
     Inputs,
@@ -130,10 +131,19 @@ def _walked(subject: Subject, *, strict: bool) -> Findings:
     except CaptureError as error:
         if captured.has_graph or not error.raised or captured.tensors.weightless or by_numbers(error):
             raise
-        place = f" at {error.at}" if error.at else ""
-        decides = not isinstance(error.__cause__, FakeTensorDeviceMismatchError)  # else a formula of torch is at fault
-        cause = "the forward decides by numbers" if decides else "torch cannot run the forward on fake tensors"
-        note = f"{cause}{place}, so it was observed on real tensors, and other numbers may take another way: pass "
-        note += f"inputs that do as `also=` ({error.first_why})"
-        captured = replace(captured, real=True, notes=(*captured.notes, note))
+        captured = replace(captured, real=True, notes=(*captured.notes, _why_real(error)))
         return Analyzer(replace(subject, captured=captured), strict=strict).run()
+
+
+def _why_real(error: CaptureError) -> str:
+    """The note about a forward that does not run on fake tensors."""
+    place = f" at {error.at}" if error.at else ""
+    if error.__cause__ is not None and in_a_distribution(error.__cause__):
+        return (
+            f"the check of the arguments of a distribution reads numbers{place}, so the forward was observed on real "
+            "tensors; where it decides by no other numbers there is nothing to do (`validate_args=False` is without it)"
+        )
+    decides = not isinstance(error.__cause__, FakeTensorDeviceMismatchError)  # else a formula of torch is at fault
+    cause = "the forward decides by numbers" if decides else "torch cannot run the forward on fake tensors"
+    note = f"{cause}{place}, so it was observed on real tensors, and other numbers may take another way: pass "
+    return f"{note}inputs that do as `also=` ({error.first_why})"

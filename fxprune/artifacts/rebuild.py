@@ -41,7 +41,12 @@ def needs_inputs(plan: Plan) -> str:
     if plan.path not in PATHS or PATHS[plan.path].without_inputs is None:
         return f'the model was made by "{plan.path}"'
     other = next((size for size in plan.sizes if size.kind != "attribute"), None)
-    return "" if other is None else f"a size changes that is no attribute of a module ({other})"
+    if other is None:
+        return ""
+    what = (
+        "the class of a layer changes" if other.kind == "class" else "a size changes that is no attribute of a module"
+    )
+    return f"{what} ({other})"
 
 
 def rebuild(

@@ -126,3 +126,11 @@ def test_what_is_nothing_but_roundings_is_no_error(seed: int) -> None:
             return distributions.Categorical(probs=self.o(torch.relu(self.e(x))).softmax(-1))
 
     assert fxprune.record(fxprune.transform(Checked().eval(), torch.randn(3, 6), ratio=0.5)).path == "eager"
+
+
+def test_the_check_of_arguments_is_no_decision_of_the_forward() -> None:
+    (note,) = fxprune.analyze(randomise(Policy(normal), 0), X).notes
+    assert note.startswith("the check of the arguments of a distribution reads numbers at ")
+    assert f"({__file__}:" in note
+    assert "also=" not in note
+    assert fxprune.analyze(randomise(Policy(MAKERS["without checks"]), 0), X).notes == ()

@@ -345,6 +345,10 @@ WRONG: dict[str, tuple[Change, list[str]]] = {
         metadata("plan", "sizes", 0, value={"kind": "argument", "at": "view", "name": "args[1]", "old": 8, "new": 4}),
         ["needs example inputs", "%view args[1]: 8 -> 4"],
     ),
+    "a class": (
+        metadata("plan", "sizes", 0, value={"kind": "class", "at": "inner", "name": "", "old": "a.B", "new": "c.D"}),
+        ["needs example inputs", "the class of a layer changes (inner: a.B -> c.D)"],
+    ),
     "size of nothing": (metadata("plan", "sizes", 0, "at", value="inmer"), ["there is no such number"]),
     "hidden attribute": (metadata("plan", "sizes", 0, "name", value="_modules"), ["there is no such number"]),
     "size from elsewhere": (metadata("plan", "sizes", 0, "old", value=99), ["in this model"]),
