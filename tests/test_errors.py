@@ -226,19 +226,23 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "importance short": (
         transform(ratio=0.5, importance=lambda group: torch.zeros(3)),
         P,
-        ["wrong shape", 'group "0"', "(3,) for 2 channels", "one score per channel"],
+        ["wrong shape", 'groups "0", "3"', "(3,) for 2 channels", "one score per channel"],
     ),
     "importance NaN": (
         transform(ratio=0.5, importance=lambda group: torch.full((group.size,), float("nan"))),
         P,
-        ["importance is NaN", 'group "0"', "2 of 2 scores", "higher means keep"],
+        ["importance is NaN", 'groups "0", "3"', "2 of 2 scores", "higher means keep"],
     ),
     "importance raises": (
         transform(ratio=0.5, importance=zero_division),
         P,
         ["importance raises", "ZeroDivisionError"],
     ),
-    "importance nothing": (transform(ratio=0.5, importance=lambda group: None), P, ["returns no numbers", 'group "0"']),
+    "importance nothing": (
+        transform(ratio=0.5, importance=lambda group: None),
+        P,
+        ["returns no numbers", 'groups "0", "3"'],
+    ),
     "weights NaN": (transform(ratio=0.5, model=not_a_number), P, ["contain NaN", "0.weight", "repair"]),
     # names
     "ignore unknown": (transform(ratio=0.5, ignore="layr*"), P, ['ignore names nothing: "layr*"', "known names"]),

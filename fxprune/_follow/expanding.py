@@ -78,6 +78,7 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
     if steps_in(small) is None and steps_in(into) is not None:
         raise InputError(
             "the two models stand the other way round",
+            at="expand",
             why="the second one has the record of a small model, the first has none",
             do="call expand(small, model), the small one first",
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import types
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,32 @@ _OF_TORCH = frozenset(nn.Module().__dict__)
 _CONTAINERS = (list, dict, OrderedDict, set, deque)
 _MOST_ITEMS = 10_000
 """A container with more items than this is data."""
+
+
+def may_have_closures(model: nn.Module) -> bool:
+    """True if a closure may be part of a model: a hook, a function in an attribute, a class that a function has made.
+
+    It is asked of every model, and most have none.
+    """
+    return any("<locals>" in type(module).__qualname__ or _holds_code(module) for module in model.modules())
+
+
+def _holds_code(module: nn.Module) -> bool:
+    held = module.__dict__.items()
+    hooked = any(value for name, value in held if name.endswith("_hooks") and name in _OF_TORCH)
+    return hooked or any(_is_code(value) for name, value in held if name not in _OF_TORCH)
+
+
+def _is_code(value: Any) -> bool:
+    """True for something to call, and for a container of it, that may close over a module."""
+    kind = type(value)
+    if kind is functools.partial:
+        return any(map(_is_code, (value.func, *value.args, *value.keywords.values())))
+    if kind in (list, tuple, dict):
+        return any(map(_is_code, value.values() if kind is dict else value))
+    if kind is types.FunctionType:
+        return value.__closure__ is not None
+    return callable(value) and not issubclass(kind, (type, nn.Module, types.BuiltinFunctionType))
 
 
 class KeptAttributes:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.code import is_torch
 from fxprune.capture.equal_modules import check_told_apart
-from fxprune.capture.kept_attributes import KeptAttributes
+from fxprune.capture.kept_attributes import KeptAttributes, may_have_closures
 from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.capture.library_state import MOST_BYTES, is_array
 from fxprune.capture.module_copy import copy_module
@@ -85,7 +85,8 @@ class _Kept:
     """The buffers, attributes and large arrays of a model, and copies of them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.attributes = KeptAttributes(model, lambda: bool(called_parts(model)))
+        closed = may_have_closures(model)
+        self.attributes = KeptAttributes(model, lambda: bool(called_parts(model))) if closed else None
         buffers = [buffer for buffer in model.buffers() if _is_plain(buffer)] if _may_be_written(model) else []
         if buffers and not called_parts(model):
             buffers = []
@@ -99,7 +100,8 @@ class _Kept:
 
         mode: as in `KeptAttributes.restore`.
         """
-        self.attributes.restore(mode=mode)
+        if self.attributes is not None:
+            self.attributes.restore(mode=mode)
         with _disable_current_modes(), torch.no_grad():
             for now, before in self.copies:
                 if isinstance(now, torch.Tensor):

@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.fx import _symbolic_trace as torch_trace
 from torch.nn.modules import module as torch_module
 
@@ -86,15 +87,19 @@ def public_call() -> Iterator[None]:
     A call makes many small objects (nodes, fake tensors) that live until it ends. Their number triggers full garbage
     collections, each of which visits everything that torch has loaded. That takes a good part of a second and finds
     nothing.
+
+    The first export of a process turns off the checks of all distributions for good (`set_default_validate_args`). They
+    are turned on again.
     """
     with _LOCK, usual_state():
-        enabled = gc.isenabled()
+        enabled, checked = gc.isenabled(), Distribution._validate_args
         gc.disable()
         _STATES.append(_STATES[-1] if _STATES else {})
         try:
             yield
         finally:
             _STATES.pop()
+            Distribution._validate_args = checked
             if enabled:
                 gc.enable()
 

@@ -12,10 +12,17 @@ from torch import distributions, nn
 from torch.distributions import transforms
 
 import fxprune
+from fxprune.capture.process_state import public_call
 from fxprune.capture.values import tensors_in
 from tests.support import randomise, relative_error
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distributions check their arguments, as they do unless this process has compiled or exported something before."""
+    monkeypatch.setattr(distributions.Distribution, "_validate_args", True)
 
 
 class Policy(nn.Module):
@@ -134,3 +141,10 @@ def test_the_check_of_arguments_is_no_decision_of_the_forward() -> None:
     assert f"({__file__}:" in note
     assert "also=" not in note
     assert fxprune.analyze(randomise(Policy(MAKERS["without checks"]), 0), X).notes == ()
+
+
+def test_a_public_call_leaves_the_checks_of_distributions_on() -> None:
+    """The first export of a process turns them off for good."""
+    with public_call():
+        distributions.Distribution.set_default_validate_args(False)
+    assert distributions.Distribution._validate_args is True

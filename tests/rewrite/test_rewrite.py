@@ -179,8 +179,8 @@ def test_a_rounding_that_the_model_amplifies_is_no_error(monkeypatch: pytest.Mon
     assert error is not None
     assert 1e-9 < error < 1e-3
     assert any(f"{error:.0e}, is rounding that the model makes larger" in why for why in fxprune.record(small).reasons)
-    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor: tensor)
-    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor: tensor)
+    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor, moved: tensor)
+    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor, moved: tensor)
     with pytest.raises(fxprune.VerificationError):  # the same error without a cause in the model is one
         fxprune.transform(net, x, ratio=0.5)
 
@@ -204,8 +204,9 @@ def test_numbers_that_are_nothing_but_roundings_are_not_judged(monkeypatch: pyte
     net, x = Bottleneck().double().eval(), torch.randn(8, 4).double()
     small = fxprune.transform(net, x, ratio=0.5, path="eager")
     assert fxprune.record(small).compared
-    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor: tensor)
-    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor: tensor)
+    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor, moved: tensor)
+    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor, moved: tensor)
+    monkeypatch.setattr("fxprune.proof.compare.NormInputs", lambda *given: None)
     with pytest.raises(fxprune.VerificationError, match="last_norm"):  # they do differ
         fxprune.transform(net, x, ratio=0.5, path="eager")
 
@@ -232,8 +233,9 @@ def test_results_that_are_nothing_but_roundings_are_not_compared_and_the_record_
     assert made.error is not None
     assert made.error < 1e-9
     assert made.compared
-    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor: tensor)
-    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor: tensor)
+    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor, moved: tensor)
+    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor, moved: tensor)
+    monkeypatch.setattr("fxprune.proof.compare.NormInputs", lambda *given: None)
     with pytest.raises(fxprune.VerificationError):  # they do differ
         fxprune.transform(net.train(), x, ratio=0.5, path="eager")
 
