@@ -19,7 +19,7 @@ from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.fake_operations import run
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.module_copy import copy_module
-from fxprune.capture.process_state import clean_caches
+from fxprune.capture.process_state import clean_caches, same_random_state
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
@@ -71,7 +71,8 @@ def factors_for(findings: Findings, removal: Removal, numbers: Sequence[OtherNum
     trainable = [name for name, tensor in parameters if tensor.is_floating_point()]
     try:
         changed = [number.changed for number in by_key.values()]
-        return carried(findings.observed.steps, changed, trainable, _types_of_numbers(findings, changed))
+        with same_random_state():  # operations are tried, and some draw
+            return carried(findings.observed.steps, changed, trainable, _types_of_numbers(findings, changed))
     except NoCarrierError as error:
         event = findings.events[error.event]
         where = f" in {event.module or 'the model'} ({event.source})" if error.event else ""
