@@ -78,8 +78,9 @@ def _copied(memory: torch.UntypedStorage) -> torch.UntypedStorage:
 
 
 def may_share(tensor: torch.Tensor) -> bool:
-    """True for a parameter in plain memory."""
-    return type(tensor) is nn.Parameter and tensor.layout is torch.strided and not is_packed(tensor)
+    """True for a parameter in plain memory, which was not made in `torch.inference_mode`."""
+    plain = type(tensor) is nn.Parameter and tensor.layout is torch.strided and not is_packed(tensor)
+    return plain and not tensor.is_inference()
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -50,6 +50,7 @@ NO_OPTION = {
     "save_original_format": "of transformers",
     "steps": "of fxprune.repair",
     "threshold": "of a criterion that is made in Python",
+    "validate_args": "of a distribution of torch",
     "width": "an attribute of a layer",
     "model": "an object",
     "others": "of fxprune.expand",
