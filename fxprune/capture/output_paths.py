@@ -95,8 +95,8 @@ def _meet(a: OutputPath, b: OutputPath) -> OutputPath | None:
 # -- containers -------------------------------------------------------------------------------------------
 
 
-def _parts(value: Any) -> dict[Any, Any] | None:
-    """Key -> part of a container; None for a leaf."""
+def parts_of(value: Any) -> dict[Any, Any] | None:
+    """Key -> part of a container; None for a leaf, as a size is."""
     if isinstance(value, torch.Size | torch.Tensor | type):
         return None
     if isinstance(value, Mapping):
@@ -132,7 +132,7 @@ def tensors_at(value: Any, before: OutputPath = ()) -> Iterator[tuple[OutputPath
     if isinstance(value, torch.Tensor):
         yield before, value
         return
-    for key, part in (_parts(value) or {}).items():
+    for key, part in (parts_of(value) or {}).items():
         yield from tensors_at(part, (*before, key))
 
 
@@ -199,7 +199,7 @@ def _followed(result: Any, path: OutputPath) -> tuple[OutputPath, tuple[tuple[An
     """A path as the result has its keys, and the keys of the containers on it; ("*",) where every key is meant."""
     value, made, keys = result, list[Any](), list[tuple[Any, ...]]()
     for place, key in enumerate(path, start=1):
-        parts = _parts(value)
+        parts = parts_of(value)
         if parts is None:
             raise _no_such_part(result, path, f"{_place(made)} is {_described(value)}, which has no parts")
         if key == EVERY:
@@ -237,7 +237,7 @@ def _containers(value: Any, path: OutputPath) -> tuple[tuple[Any, ...], ...] | N
     """
     if not path:
         return ()
-    parts = _parts(value)
+    parts = parts_of(value)
     if parts is not None and path[0] == EVERY:
         found = {_containers(part, path[1:]) for part in parts.values()} - {None}
         rest = found.pop() if len(found) == 1 else None

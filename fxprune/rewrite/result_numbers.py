@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from fxprune.capture.output_paths import OutputPath, path_text
-from fxprune.capture.values import named_parts
+from fxprune.capture.output_paths import OutputPath, parts_of, path_text
 
 _NUMBERS = (bool, int, float, complex)
 
@@ -50,12 +49,4 @@ def _is_nan(number: Any) -> bool:
 
 def _parts(value: Any) -> dict[Any, Any] | None:
     """Key -> part of a container, of a size as well; None for a leaf."""
-    if isinstance(value, torch.Tensor | type):
-        return None
-    if isinstance(value, Mapping):
-        return dict(value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return dict(zip(value._fields, value, strict=True))
-    if isinstance(value, tuple | list):
-        return dict(enumerate(value))
-    return named_parts(value)
+    return dict(enumerate(value)) if isinstance(value, torch.Size) else parts_of(value)

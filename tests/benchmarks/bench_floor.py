@@ -8,11 +8,9 @@ processor, the least of some calls.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
-import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 import fxprune
-from tests.benchmarks.bench_pass import NAMES, ONCE, PIXELS, RATIO, torch_pruning_step
+from tests.benchmarks.bench_pass import NAMES, ONCE, PIXELS, RATIO, medians, parsed, torch_pruning_step
 from tests.benchmarks.common import in_fresh_process, model_and_input, processor_seconds, table
 
 
@@ -99,10 +97,7 @@ def measure(names: Sequence[str] = NAMES, pixels: Sequence[int] = PIXELS, rounds
         rows.append(
             (name, size, fake, weights, peer, peer / (fake + weights), double, peer / (fake + weights + double))
         )
-    for size in pixels:
-        own = [row for row in rows if row[1] == size]
-        cells = [statistics.median(row[at] for row in own) if at in (5, 7) else None for at in range(2, 8)]
-        rows.append(("median", size, *cells))
+    rows += medians(rows, pixels, (5, 7))
     headers = (
         *("model", "pixels", "fake forwards (s)", "weights (s)", "torch-pruning (s)", "times faster at most"),
         *("float64 forwards (s)", "with proof, at most"),
@@ -112,12 +107,7 @@ def measure(names: Sequence[str] = NAMES, pixels: Sequence[int] = PIXELS, rounds
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=NAMES, help="torchvision models")
-    parser.add_argument("--pixels", nargs="*", type=int, default=PIXELS, help="sizes of the image")
-    parser.add_argument("--rounds", type=int, default=5, help="calls of each")
-    parser.add_argument("--child", action="store_true", help="measure one model in this process, print JSON")
-    options = parser.parse_args(arguments)
+    options = parsed(__doc__, 5, arguments)
     if options.child:
         print(json.dumps(measure_one(options.names[0], options.pixels[0], options.rounds)))
     else:

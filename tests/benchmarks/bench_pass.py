@@ -80,11 +80,7 @@ def measure(names: Sequence[str] = NAMES, pixels: Sequence[int] = PIXELS, rounds
         first = [times[OURS][0], times[PEER][0]]
         later = [statistics.median(times[each][1:] or times[each]) for each in (OURS, PROVEN, PEER)]
         rows.append((name, size, *first, first[1] / first[0], *later, later[2] / later[0], later[2] / later[1]))
-    ratios = (4, 8, 9)
-    for size in pixels:
-        own = [row for row in rows if row[1] == size]
-        cells = [statistics.median(row[at] for row in own) if at in ratios else None for at in range(2, 10)]
-        rows.append(("median", size, *cells))
+    rows += medians(rows, pixels, (4, 8, 9))
     headers = (
         *("model", "pixels", "first call (s)", "torch-pruning, first call (s)", "times faster"),
         *("later calls (s)", "later, with proof (s)", "torch-pruning, later (s)"),
@@ -93,14 +89,31 @@ def measure(names: Sequence[str] = NAMES, pixels: Sequence[int] = PIXELS, rounds
     return table(headers, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def medians(rows: Sequence[Sequence[Any]], pixels: Sequence[int], ratios: Sequence[int]) -> list[Sequence[Any]]:
+    """A row for each size of the image with the medians of these columns. Rows begin with a name and a size."""
+    made: list[Sequence[Any]] = []
+    for size in pixels:
+        own = [row for row in rows if row[1] == size]
+        columns = range(2, len(own[0]))
+        made.append(
+            ("median", size, *(statistics.median(r[at] for r in own) if at in ratios else None for at in columns))
+        )
+    return made
+
+
+def parsed(description: str | None, rounds: int, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a benchmark that runs each model and size of the image in a process of its own."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("names", nargs="*", default=NAMES, help="torchvision models")
     parser.add_argument("--pixels", nargs="*", type=int, default=PIXELS, help="sizes of the image")
-    parser.add_argument("--rounds", type=int, default=4, help="calls of each, the first included")
+    parser.add_argument("--rounds", type=int, default=rounds, help="calls of each, the first included")
     parser.add_argument("--child", action="store_true", help="measure one model in this process, print JSON")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments, measure, print."""
+    options = parsed(__doc__, 4, arguments)
     if options.child:
         print(json.dumps(measure_one(options.names[0], options.pixels[0], options.rounds)))
     else:
