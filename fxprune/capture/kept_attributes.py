@@ -9,7 +9,7 @@ import functools
 import itertools
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,8 @@ from fxprune.capture.same_values import SameValues
 _TABLES = ("_parameters", "_buffers", "_modules")
 _OF_TORCH = frozenset(nn.Module().__dict__)
 _CONTAINERS = (list, dict, OrderedDict, set, deque)
+_NESTED = (list, tuple, dict, functools.partial)
+_NO_CLOSURES = (type, nn.Module, types.BuiltinFunctionType)
 _MOST_ITEMS = 10_000
 """A container with more items than this is data."""
 
@@ -39,14 +41,26 @@ def _holds_code(module: nn.Module) -> bool:
 
 def _is_code(value: Any) -> bool:
     """True for something to call, and for a container of it, that may close over a module."""
-    kind = type(value)
-    if kind is functools.partial:
-        return any(map(_is_code, (value.func, *value.args, *value.keywords.values())))
-    if kind in (list, tuple, dict):
-        return any(map(_is_code, value.values() if kind is dict else value))
-    if kind is types.FunctionType:
-        return value.__closure__ is not None
-    return callable(value) and not issubclass(kind, (type, nn.Module, types.BuiltinFunctionType))
+    left, seen = [value], set()
+    while left:
+        value = left.pop()
+        kind = type(value)
+        if kind is types.FunctionType:
+            if value.__closure__ is not None:
+                return True
+        elif kind in _NESTED:
+            if id(value) not in seen:  # a container may hold itself
+                seen.add(id(value))
+                left.extend(_parts(value))
+        elif callable(value) and not issubclass(kind, _NO_CLOSURES):
+            return True
+    return False
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, functools.partial):
+        return value.func, *value.args, *value.keywords.values()
+    return value.values() if isinstance(value, dict) else value
 
 
 class KeptAttributes:
