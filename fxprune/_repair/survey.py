@@ -224,7 +224,10 @@ class _Surveying(Watch):  # type: ignore[no-untyped-call]
             self._read_by(name, [t for t in read if not any(t is one for one in taken)])
             for tensor in results:
                 self._count(tensor)
-        self._derive(name, read, results)
+        shape_alone = name.endswith("_like") or name.startswith(
+            "aten::new_"
+        )  # it computes with no number that it reads
+        self._derive("" if view or shape_alone else name, read, results)
         return made
 
     def _follows(self, name: str, named: dict[str, Any]) -> list[Tensor]:
@@ -253,7 +256,7 @@ class _Surveying(Watch):  # type: ignore[no-untyped-call]
                 self.survey.elsewhere.setdefault(parameter, name)
 
     def _sources(self, tensor: Tensor) -> tuple[str, list[str]]:
-        """The parameters that a tensor is computed from alone, and the first operation that did it, "" for none."""
+        """The parameters that a tensor is computed from alone, and the first operation on their numbers, or ""."""
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or not tensor.numel():
             return "", []
         sharing = self.parameters.sharing(tensor)
@@ -263,7 +266,7 @@ class _Surveying(Watch):  # type: ignore[no-untyped-call]
         return ("", []) if known is None else known[1:]
 
     def _derive(self, name: str, read: list[Tensor], results: list[Tensor]) -> None:
-        """Note results that are computed from parameters alone."""
+        """Note results that are computed from parameters alone. name: "" for an operation that users need not know."""
         sources = [self._sources(tensor) for tensor in read]
         if not sources or not all(names for _, names in sources):
             return
@@ -277,7 +280,8 @@ class _Surveying(Watch):  # type: ignore[no-untyped-call]
         """Note the weights that a product reads in a form that cannot be refitted."""
         for tensor in read:
             operation, names = self._sources(tensor)
-            why = f"its layer reads what {operation} makes of it" if operation else f"its layer is {name}"
+            why = f"forward multiplies by what {operation} computes from it, not by the parameter itself"
+            why = why if operation else f"its layer is {name}"
             for parameter in (n for n in names if n in self.parameters.weights):  # in order: a report lists them
                 if operation or parameter not in self.survey.apart:
                     self.survey.apart[parameter] = why

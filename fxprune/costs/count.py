@@ -70,12 +70,18 @@ def uncounted_text(uncounted: Sequence[str]) -> str:
     >>> uncounted_text(["aten::_fft_r2c in mix.0", "aten::_fft_c2r in mix.0", "aten::_fft_r2c in mix.1"])
     'aten::_fft_r2c in mix.0 and 1 more module, aten::_fft_c2r in mix.0'
     """
+    return ", ".join(uncounted_operations(uncounted).values())
+
+
+def uncounted_operations(uncounted: Sequence[str]) -> dict[str, str]:
+    """The operations of `Cost.uncounted` -> the operation with the first place where it runs, and how many more."""
     places: dict[str, list[str]] = {}
     for text in uncounted:
         places.setdefault(text.partition(" in ")[0], []).append(text)
-    return ", ".join(
-        first + (f" and {counted(len(others), 'more module')}" if others else "") for first, *others in places.values()
-    )
+    return {
+        name: first + (f" and {counted(len(others), 'more module')}" if others else "")
+        for name, (first, *others) in places.items()
+    }
 
 
 @checks_arguments("model")

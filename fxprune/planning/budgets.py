@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fxprune.costs.count import uncounted_text
+from fxprune.costs.count import uncounted_operations, uncounted_text
 from fxprune.costs.latency import milliseconds
 from fxprune.errors import PlanError, nearest
 from fxprune.planning.figures import COMPUTED, MEASURES, TIMED, Figures
@@ -145,11 +145,13 @@ def _budget(key: str, value: Any, whole: Figures, uncounted: Sequence[str]) -> B
     at = place(key, value)
     full = whole[key]
     if full is None:
+        names = ", ".join(f'"{name}"' for name in uncounted_operations(uncounted))
+        formula = f'@fxprune.ops.multiplies({names}), as docs/report.md shows below "Cost"'
         raise PlanError(
             f"the {key} of this model are not known",
             at=at,
             why=f"nothing counts {uncounted_text(uncounted)}",
-            do="give the budget as params or bytes, or say how many they are with fxprune.ops.multiplies",
+            do=f"give the budget as params or bytes, or a formula by {formula}",
         )
     if not full and key in COMPUTED:
         why, do = "it is 0 on the example inputs", "give another budget"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -414,13 +415,18 @@ def test_a_budget_of_multiply_adds_that_are_not_known_names_what_is_not_counted(
     model, x = Twice(), torch.randn(4, 3)
     what = "the macs of this model are not known"
     why = r"nothing counts aten::_fft_r2c in a and 1 more module\n"
+    how = r'@fxprune.ops.multiplies\("aten::_fft_r2c"\), as docs/report.md shows below "Cost"'
+    assert (
+        '@fxprune.ops.multiplies("aten::_fft_r2c"'
+        in Path(__file__).parents[2].joinpath("docs", "report.md").read_text().partition("\n## Cost\n")[2]
+    )
     calls: tuple[Callable[[], object], ...] = (
         lambda: fxprune.transform(model, x, keep={"macs": 0.5}),
         lambda: fxprune.GradualPruner(model, x, keep={"macs": 0.5}),
         lambda: fxprune.pareto(model, x, budgets=(0.5,), key="macs", repair=[x] * 4),
     )
     for call_it in calls:
-        with pytest.raises(fxprune.PlanError, match=f"{what}(.|\n)*{why}(.|\n)*fxprune.ops.multiplies"):
+        with pytest.raises(fxprune.PlanError, match=f"{what}(.|\n)*{why}(.|\n)*{how}"):
             call_it()
 
 

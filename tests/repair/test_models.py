@@ -191,27 +191,36 @@ LEFT = {
         lambda: nn.Sequential(
             nn.Linear(6, 20), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(20, 4))
         ),
-        "2.parametrizations.weight.original1", "reads what aten::_weight_norm_interface makes of it",
+        "2.parametrizations.weight.original1", "by what aten::_weight_norm_interface computes",
     ),
     "weight norm by hooks": (
         lambda: nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.utils.weight_norm(nn.Linear(20, 4))),
-        "2.weight_v", "reads what aten::_weight_norm_interface makes of it",
+        "2.weight_v", "by what aten::_weight_norm_interface computes",
     ),
     "spectral norm": (
         lambda: nn.Sequential(
             nn.Linear(6, 20), nn.Tanh(), nn.utils.parametrizations.spectral_norm(nn.Linear(20, 4))
         ),
-        "2.parametrizations.weight.original", "reads what aten::",
+        "2.parametrizations.weight.original", "multiplies by what aten::",
     ),
     "autocast inside": (
-        lambda: Net(low_precision, a=nn.Linear(6, 20), b=nn.Linear(20, 4)), "b.weight", "reads what aten::_to_copy"
+        lambda: Net(low_precision, a=nn.Linear(6, 20), b=nn.Linear(20, 4)), "b.weight", "by what aten::_to_copy"
     ),
     "a sum of two weights": (
         lambda: Net(
             lambda net, x: torch.tanh(net.a(x)) @ (net.b + net.c), a=nn.Linear(6, 20), b=torch.randn(20, 4),
             c=torch.randn(20, 4),
         ),
-        "b", "reads what aten::add",
+        "b", "multiplies by what aten::add",
+    ),
+    "queries without an input": (
+        lambda: Net(
+            lambda net, x: F.scaled_dot_product_attention(
+                torch.zeros_like(net.q) + net.q, *(torch.tanh(net.a(x)),) * 2
+            ) @ net.b,
+            a=nn.Linear(6, 20), q=torch.randn(4, 20), b=torch.randn(20, 4),
+        ),
+        "q", "forward multiplies by what aten::add computes from it, not by the parameter itself",
     ),
     "a weight that is used twice, in two ways": (
         lambda: Net(

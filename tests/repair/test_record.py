@@ -88,7 +88,8 @@ def test_layers_that_were_left_are_in_the_report() -> None:
     net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(20, 4))).eval()
     made = fxprune.repair(small_of(net, [X]), net, batches(6))
     assert (
-        "original1: left as it is; its layer reads what aten::_weight_norm_interface" in fxprune.record(made).report()
+        "original1: left as it is; forward multiplies by what aten::_weight_norm_interface"
+        in fxprune.record(made).report()
     )
 
 

@@ -30,6 +30,18 @@ def data_of(text: str) -> Any:
     return json.loads(found[1])
 
 
+def test_operations_that_are_not_counted_are_named_once_each() -> None:
+    class Spectrum(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.irfft(torch.fft.rfft(super().forward(x), dim=0), dim=0)
+
+    page = fxprune.analyze(nn.Sequential(*(Spectrum(4, 4) for _ in range(3))), torch.randn(4, 4)).report("html")
+    assert data_of(page)["uncounted"] == [
+        "aten::_fft_r2c in 0 and 2 more modules",
+        "aten::_fft_c2r in 0 and 2 more modules",
+    ]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_one_file_of_ascii_that_asks_for_nothing(name: str) -> None:
     text = PAGES[name]()

@@ -14,6 +14,7 @@ from torch import nn
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.held_back import HeldBack, with_held_back
 from fxprune.costs import ChannelCost, Cost, all_but_one, cost_of
+from fxprune.costs.count import uncounted_operations
 from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
 from fxprune.ops.layers import output_dim_by_name, weights_of_state
@@ -135,7 +136,7 @@ def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
         "path": data.path,
         "totals": {key: {"before": getattr(data, key), "after": None} for key in TOTALS},
         "macs_at_least": data.macs_at_least,
-        "uncounted": data.uncounted,
+        "uncounted": [*uncounted_operations(data.uncounted).values()],
         "notes": data.notes,
         "groups": [_group(*parts) for parts in zip(findings.groups, data.groups, all_but_one(findings), strict=True)],
         "locked": [dataclasses.asdict(lock) | {"count": count} for lock, count in merged_locks(data.locked, _shown)],
