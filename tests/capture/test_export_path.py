@@ -240,6 +240,7 @@ class Moving(nn.Module):
         return self.last(self.move(self.free(h)))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", MOVES)
 def test_sizes_and_positions_are_recounted(name: str) -> None:
     net = randomise(Moving(MOVES[name]).double().eval(), 0)

@@ -52,6 +52,7 @@ def loaded(smalls: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, L
     return dict(zip(smalls, loaded_elsewhere(folders, given), strict=True))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_saved_model_is_loaded_without_fxprune_and_is_the_same(name: str, smalls: Any, loaded: Any) -> None:
     model, small, inputs = smalls[name]

@@ -30,6 +30,7 @@ def loss(model, x):
     return model(x).square().mean()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize(
     ("importance", "more"),

@@ -329,6 +329,7 @@ def narrow() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("key", "options"),
     [("params", {}), ("macs", {"soft": 2}), ("macs", {"max_ratio": 0.6}), ("params", {"round_to": 2})],

@@ -67,6 +67,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     gc.collect()  # the next one may need the memory
 
 
+@pytest.mark.one_in(2)
 def test_equals_the_masked_original(subject: Subject) -> None:
     model, x = subject.model, subject.x
     plan = subject.analysis.plan(ratio=0.3, importance="random", seed=SEED, exact=True)
@@ -80,6 +81,7 @@ def test_equals_the_masked_original(subject: Subject) -> None:
         assert relative_error(reference[1], reference[0]) > 1e-4  # and so do the kept ones
 
 
+@pytest.mark.one_in(2)
 def test_equals_its_reference_with_every_group(subject: Subject) -> None:
     model, x = subject.model, subject.x
     plan = subject.analysis.plan(ratio=0.3, importance="random", seed=SEED)

@@ -183,6 +183,7 @@ def test_a_language_model_on_disk_keeps_generate_and_save_pretrained(tmp_path: P
     assert torch.equal(load(tmp_path / "small").eval()(**inputs).logits, expected(**inputs).logits)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", [{"uniform": "config"}, {}], ids=["config", "any width"])
 @pytest.mark.parametrize("way", [on_cpu, on_disk, layers_on_disk], ids=lambda way: way.__name__)
 def test_a_small_model_is_saved_wherever_its_weights_lie(way: Any, options: Any, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ IMPOSSIBLE = [
 IN_SINGLE = pytest.param(torch.float32, id="single", marks=pytest.mark.slow)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float64, id="double"), IN_SINGLE])
 @pytest.mark.parametrize(("norm", "path"), POSSIBLE)
 def test_a_norm_keeps_its_width(norm: Any, path: str, dtype: torch.dtype) -> None:

@@ -173,6 +173,7 @@ CARRIED = {
 }
 
 
+@pytest.mark.one_in(3)
 @KINDS
 @pytest.mark.parametrize("attend", CARRIED, ids=lambda function: function.__name__)
 def test_weights_carry_the_ratio_of_two_scales(attend: Callable[..., Tensor], kind: type[Attention]) -> None:

@@ -316,6 +316,7 @@ def calls(model: nn.Module, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return [model(x) for x in inputs]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("called", ["never", "before", "with gradients"])
 @pytest.mark.parametrize("kind", SHAPES, ids=lambda kind: kind.__name__)
 def test_calls_in_a_row_give_what_the_masked_original_gives(kind: type[nn.Module], called: str) -> None:

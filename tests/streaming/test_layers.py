@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("family", "layers", "drop", "how"),
     [

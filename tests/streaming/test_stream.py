@@ -33,6 +33,7 @@ def rewritten(folder: Path, change: Any) -> None:
     save_file(change(tensors), folder / "model.safetensors", {"format": "pt"})
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("how", [CONFIG, FREE], ids=["config", "free"])
 @pytest.mark.parametrize(
     ("family", "dtype", "other"),
