@@ -32,17 +32,8 @@ _WITH_STATE = {
     *(("numpy.random._generator", "Generator"), ("numpy.random.mtrand", "RandomState")),
 }
 """The classes of objects whose state a call of them changes, as the module and the name of each."""
-_ITERATORS = {
-    *(
-        ("builtins", f"{name}_iterator")
-        for name in ("list", "tuple", "range", "longrange", "str_ascii", "str", "bytes")
-    ),
-    *(("builtins", name) for name in ("enumerate", "filter", "map", "zip", "reversed", "list_reverseiterator")),
-    *(("itertools", name) for name in ("accumulate", "chain", "combinations", "combinations_with_replacement")),
-    *(("itertools", name) for name in ("compress", "cycle", "dropwhile", "filterfalse", "islice", "permutations")),
-    *(("itertools", name) for name in ("product", "repeat", "starmap", "takewhile", "zip_longest")),
-}
-"""The classes of iterators that say of what they are made, and where they are."""
+_ITERATOR_MODULES = frozenset({"builtins", "itertools", "_collections"})
+"""The modules of Python's own iterators. Most say of what they are made, and where they are; a generator does not."""
 _LOCKS_OF_QUEUES = ("mutex", "not_empty", "not_full", "all_tasks_done")
 
 
@@ -75,8 +66,9 @@ def has_state(kind: type) -> bool:
 
 @once_per_class
 def is_iterator(kind: type) -> bool:
-    """True for a class of iterators that can be copied."""
-    return (kind.__module__, kind.__name__) in _ITERATORS
+    """True for a class of Python's own iterators, but for those that `copy` copies with what they take from."""
+    place = kind.__module__, kind.__name__
+    return place[0] in _ITERATOR_MODULES and hasattr(kind, "__next__") and place not in _WITH_STATE
 
 
 @once_per_class
@@ -140,15 +132,20 @@ def _same_iterator(value: Any, attribute: Callable[[Any], Any]) -> Any:
     kind, *rest = parts_of_iterator(value) or (None,)
     if kind is None:
         return value
+    if kind is iter and len(rest) == 1 and type(rest[0][0]) in (list, tuple):  # a new list of what is left of a dict
+        return iter([attribute(part) for part in rest[0][0]])
     made = [attribute(part) for part in rest[0]]
     if any(new is part and hasattr(type(part), "__next__") for new, part in zip(made, rest[0], strict=True)):
         return value
-    state = [attribute(part) for part in rest[1:2] if part is not None]
+    if kind is iter and len(made) == 2 and made[0] is rest[0][0]:  # a function that is called for each value
+        return value
+    states = [tuple(map(attribute, part)) if type(part) is tuple else attribute(part) for part in rest[1:2]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         new = kind(*made)
-        for place in state:
-            new.__setstate__(place)
+        for state in states:
+            if state is not None:
+                new.__setstate__(state)
     return new
 
 

@@ -32,8 +32,9 @@ from fxprune.capture.containers import (
 )
 from fxprune.capture.given_attributes import give_attributes
 from fxprune.capture.held_objects import CACHED_FUNCTION, held_by, redirect, rekeyed
-from fxprune.capture.library_state import has_state, with_own_state
+from fxprune.capture.library_state import has_state, is_iterator, with_own_state
 from fxprune.capture.uncopied import copied_with_locks
+from fxprune.capture.uncopied_iterators import NoCopy
 from fxprune.capture.weak_references import is_copied_as_it_is, is_weak, with_referents
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -158,9 +159,10 @@ def copy_module(
 
     Containers in attributes (see `fxprune/capture/containers.py`), sets, and objects with a state such as
     generators of random numbers (`library_state.py`) are copied, so that a forward that stores something there, or
-    draws, leaves the original as it is; other values are shared. What is used in two places is one thing in the
-    copy too. Modules of the model, their bound methods, and tensors are replaced wherever attributes hold them,
-    also inside containers, partial functions, and functions with a cache, and in attributes of parameters.
+    draws, leaves the original as it is; other values are shared. A `NoCopy` stands for an iterator that
+    has no copy. What is used in two places is one thing in the copy too. Modules of the model, their bound methods, and
+    tensors are replaced wherever attributes hold them, also inside containers, partial functions, and functions with a
+    cache, and in attributes of parameters.
     """
     return _CopyOfModule(module, tensor, parameters).clone(module)
 
@@ -174,6 +176,7 @@ class _CopyOfModule:
         self._containers: dict[int, Any] = {}
         self._steps = [0]
         self._dressed: set[int] = set()  # the ids of the parameters whose copies have their attributes
+        self._root = module
         self._members = {id(m) for m in module.modules()}
 
     def clone(self, original: nn.Module) -> nn.Module:
@@ -219,7 +222,10 @@ class _CopyOfModule:
             return self._containers.setdefault(id(value), _with_cache(value, self._attribute(value.__wrapped__)))
         if kind is RemovableHandle:
             return _handle(value, self._attribute)
-        return _contained(value, self._containers, self._attribute, self._steps)
+        made = _contained(value, self._containers, self._attribute, self._steps)
+        if made is value and is_iterator(kind):
+            made = self._containers[id(value)] = NoCopy(self._root, value)
+        return made
 
 
 def _of_plain_items(value: Any) -> Any:
