@@ -389,6 +389,7 @@ TAKEN: Counter[str] = Counter()
 def pruned(net: nn.Module, args: tuple[Any, ...], **options: Any) -> nn.Module:
     """`transform` on any path; the plain hidden layer of the head must lose channels."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.ChannelsStayWarning)  # a graph loses more, but has one mode
         warnings.simplefilter("ignore", fxprune.ClassLostWarning)
         warnings.simplefilter("ignore", fxprune.FixedSizesWarning)
         small = fxprune.transform(net, args, importance="random", **options)
