@@ -29,7 +29,7 @@ def refuse(model: nn.Module) -> None:
 def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
     """Returns the file of a program, in this opset; None leaves the opset to the exporter."""
     try:
-        with quiet() as warnings:
+        with quiet() as warnings, torch.no_grad():  # the decompositions of torch run: some refuse complex gradients
             made: Any = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
     except ImportError as failure:
         do = "pip install -U onnx onnxscript: the exporter of this torch wants newer ones"
@@ -38,6 +38,8 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
         node = _untranslated(failure, program)
         sizes = "leave out dynamic_batch, " if program.range_constraints else ""
         constant, do = _constant_that_varies(node)
+        if "complex" in innermost_cause(failure):
+            do = "write that operation with real and imaginary parts (torch.view_as_real, torch.view_as_complex)"
         raise CaptureError(
             "the graph cannot be said in ONNX",
             at="" if node is None else _place_of(node),

@@ -16,8 +16,9 @@ from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from fxprune._record import record
-from fxprune.artifacts.export_errors import first_sentence, not_exported
+from fxprune.artifacts.export_errors import not_exported
 from fxprune.capture.error_place import in_a_distribution
+from fxprune.capture.export_refusals import first_sentence
 from fxprune.capture.graph_names import free_names
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.module_copy import deep_copy_with

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.at_rest import lost_in_program
 from fxprune.capture.captured import FIXED, LOST, NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of
+from fxprune.capture.export_refusals import first_sentence, next_step
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
 from fxprune.capture.exported_guards import GUARDS, guards_hold, inline_guards
 from fxprune.capture.exported_module import add_constants, containers
@@ -37,7 +38,7 @@ from fxprune.capture.pickled_tracer import BufferTracer
 from fxprune.capture.process_state import silence
 from fxprune.capture.size_ranges import ranges_of
 from fxprune.capture.trace_watch import CHANGES_STATE, NOT_KEPT, watching_export
-from fxprune.errors import CaptureError, text_of
+from fxprune.errors import CaptureError
 
 
 def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
@@ -131,7 +132,7 @@ def _program(
             if not takes(program, inputs) or not (given is inputs or guards_hold(program, inputs)):
                 continue
             if not _has_parameter_as_constant(model, program):
-                return program, None if first is None else text_of(first, lines=1)
+                return program, None if first is None else first_sentence(first)
     if first is None:
         calls = called_parts(model)
         raise CaptureError(
@@ -142,8 +143,8 @@ def _program(
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
         at=line_of(first),
-        why=text_of(first),
-        do="pass a GraphModule of your own (torch.export or torch.fx), or change that line",
+        why=first_sentence(first),
+        do=f"{next_step(first, line_of(first))}, or pass a GraphModule of your own",
     ) from first
 
 

@@ -51,6 +51,35 @@ def test_an_operation_that_onnx_has_not_is_named_with_its_line(tmp_path: Path) -
     assert fixed.error is None or fixed.error < 1e-4
 
 
+class Spectral(nn.Module):
+    """Writes some frequencies, as a Fourier operator does. plain: with real and imaginary parts."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        self.lift, self.plain = nn.Linear(3, 3), plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = torch.fft.rfft(self.lift(x), dim=1)
+        read = torch.view_as_real(read) if self.plain else read
+        made = torch.zeros_like(read)
+        made[:, :2] = read[:, :2]
+        return torch.fft.irfft(torch.view_as_complex(made) if self.plain else made, n=x.shape[1], dim=1)
+
+
+def test_writing_complex_numbers_is_refused_in_onnx_and_the_way_that_is_named_works(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    x = torch.randn(2, 6, 3)
+    with pytest.raises(CaptureError) as caught:
+        fxprune.export(Spectral(False).eval(), tmp_path / "a.onnx", x)
+    line = Spectral.forward.__code__.co_firstlineno + 3
+    at, why, do = str(caught.value).splitlines()[1:]
+    assert at == f"  at   aten.zeros_like.default in the model ({__file__}:{line})"
+    assert "complex" in why
+    how = "with real and imaginary parts (torch.view_as_real, torch.view_as_complex)"
+    assert do == f"  do   write a .pt2, or write that operation {how}"
+    assert fxprune.export(Spectral(True).eval(), tmp_path / "a.onnx", x).error < 1e-4  # type: ignore[operator]
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)
