@@ -8,7 +8,7 @@ from fxprune.capture.error_place import in_a_distribution, locals_of
 
 
 def next_step(failure: BaseException, line: str) -> str:
-    """What to change so that torch exports a model. line: of the user's code, "" if it is not known."""
+    """The change by which torch exports a model. line: of the user's code, "" if it is not known."""
     if any(isinstance(value, PackedSequence) for value in locals_of(failure)):
         return "give the recurrent layer padded tensors, since torch.export takes no PackedSequence"
     if in_a_distribution(failure):
