@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import __future__
 import contextlib
 import importlib
 import importlib.util
@@ -133,10 +134,16 @@ def _attribute(package: str, name: str) -> Any:
         if not hasattr(found, part):
             what = f'module "{package}"' if isinstance(found, ModuleType) else f'"{package}:{name}"'
             public = [other for other in vars(found) if not other.startswith("_")]
-            public.sort(key=lambda other: getattr(vars(found)[other], "__module__", "") != package)  # imports come last
+            public.sort(key=lambda other: _is_imported(vars(found)[other], package))
             raise FxpruneError(f'{what} has no "{part}"', why=nearest(part, public), do="name something that is there")
         found = getattr(found, part)
     return found
+
+
+def _is_imported(value: Any, package: str) -> bool:
+    """True for a module, for a class or a function of another module, and for a name from `__future__`."""
+    named = isinstance(value, type) or inspect.isroutine(value)
+    return isinstance(value, ModuleType | __future__._Feature) or (named and value.__module__ != package)
 
 
 def _import(package: str) -> ModuleType:

@@ -158,6 +158,11 @@ class LatencyTable:
             self._points[widths] = point
             if self._file is not None:
                 self._file.write(self._about, self._points)
+        if (
+            not self._measured
+        ):  # the first removal is none: a copy of the original, whose seconds are those of the original
+            layers = {path: seconds * self.full / point.whole for path, seconds in point.layers.items()}
+            point = Point(self.full, self.full, layers)
         self._wholes[widths] = point.whole
         rest = point.whole - sum(point.layers.values())
         work = self._work(removal, point.layers)

@@ -80,6 +80,20 @@ def test_what_was_measured_is_predicted_as_it_was_measured() -> None:
     assert clock.calls == 2
 
 
+def test_the_whole_model_takes_what_the_original_takes() -> None:
+    """A copy that was measured on a machine that became faster in between fitted a budget without a removal."""
+    model, clock = net(), Clock()
+
+    def watch(*args: Any) -> tuple[float, float, dict[str, float]]:
+        original, whole, layers = clock(*args)
+        return original, 0.8 * whole, {path: 0.8 * seconds for path, seconds in layers.items()}
+
+    analysis = fxprune.analyze(model, X)
+    table = LatencyTable(analysis, lambda removal: rewrite(analysis, removal).small, None, watch)
+    assert table.predict(removal_of(analysis, 0.0)) == table.full == seconds_of(model)[0]
+    assert table.predict(removal_of(analysis, 0.1)) > 0.9 * table.full
+
+
 def test_between_two_measurements_each_layer_is_interpolated() -> None:
     analysis, table = table_of(net(), Clock())
     table.learn(removal_of(analysis, 0.75))

@@ -103,19 +103,19 @@ def test_a_latency_that_turns_out_longer_is_reported(clock: Clock, monkeypatch: 
 
 
 def test_a_table_of_a_busy_machine_is_dropped(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its entry says that the whole model meets the budget already."""
+    """Its entries say that a small model is faster than it is."""
 
     def busy(original: nn.Module, small: nn.Module, inputs: Any) -> tuple[float, float, Mapping[str, float]]:
         full, whole, layers = clock(original, small, inputs)
         return full, 0.7 * whole, layers
 
     monkeypatch.setattr(latency_table, "watched", busy)
-    with pytest.warns(BudgetMissedWarning) as missed, pytest.warns(NothingRemovedWarning) as nothing:
+    with pytest.warns(BudgetMissedWarning) as missed:
         fxprune.transform(chain(), IMAGE, keep={"latency": 0.8})
-    for text in (str(missed[0].message), str(nothing[0].message)):
-        assert "has 70.0% of the original for this model, and 100.0% was measured" in text
-        assert "the table is dropped" in text
-        assert "latency_table=" in text
+    text = str(missed[0].message)
+    assert "has 68.6% of the original for this model, and 98.1% was measured" in text
+    assert "the table is dropped" in text
+    assert "latency_table=" in text
     monkeypatch.setattr(latency_table, "watched", clock)
     small = fxprune.transform(chain(), IMAGE, keep={"latency": 0.8})
     assert seconds_of(small)[0] <= 0.8 * seconds_of(chain())[0]
