@@ -1,8 +1,8 @@
 """Models by name: `package.module:callable`, `torchvision:NAME`, `timm:NAME`, a directory. Nothing is downloaded."""
 
 from __future__ import annotations
-
 import __future__
+
 import contextlib
 import importlib
 import importlib.util

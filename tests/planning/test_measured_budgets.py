@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.costs import Latency, latency_table, peak_memory
-from fxprune.errors import BudgetMissedWarning, CaptureError, NothingRemovedWarning, PlanError
+from fxprune.errors import BudgetMissedWarning, CaptureError, PlanError
 from fxprune.planning import figures
 from tests.costs.test_latency_table import Clock, seconds_of
 from tests.costs.test_latency_table import X as IMAGE
