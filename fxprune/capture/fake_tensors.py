@@ -24,9 +24,12 @@ class Real:
     """Replaces a `Faker` for a forward that reads the numbers in tensors: copies, with the numbers of the model.
 
     The copies of parameters share their memory. So a run has to be in `mode`, where it may write into them.
+
+    own: True to give the copies of parameters memory of their own, so that no run needs `mode`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, own: bool = False) -> None:
+        self._own = own
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._shared = SharedParameters()
 
@@ -43,7 +46,7 @@ class Real:
         known = self._made.get(id(real))
         if known is not None:
             return known[1]
-        if may_share(real):
+        if may_share(real) and not self._own:
             copy = self._shared.stand_in(real)
         else:
             copy = real.detach().clone()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from fxprune.capture.inputs import Inputs, check_initialised, normalize
 from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.process_state import clean_caches, public_call, same_random_state
 from fxprune.capture.tensors import Tensors
-from fxprune.errors import CaptureError, counted, text_of
+from fxprune.errors import CaptureError, counted, level_of_user, text_of
 from fxprune.progress import long_step
 
 SHORTEST = 2e-3
@@ -30,6 +31,9 @@ SHORTEST = 2e-3
 
 MOST_CALLS = 100
 """The most calls that are measured together."""
+
+MOST_COPIED = 1 << 28
+"""The most bytes of parameters that are copied for the calls. More of them share their memory with the model."""
 
 Clock = Callable[[Callable[[], Any]], float]
 """Takes a function, and gives the seconds of one call."""
@@ -211,22 +215,45 @@ class Runnable:
 
 @contextlib.contextmanager
 def runnable(model: nn.Module, inputs: Inputs) -> Iterator[Runnable]:
-    """A copy of the model with the same parameters and copies of all else, which runs without gradients.
+    """A copy of the model, which runs without gradients.
 
-    The first call finds the parameters that it writes into: from then on the copy has others instead.
+    The first call finds the parameters that it writes into: from then on the copy has others instead. A small model's
+    parameters are copied at once. Warns of a large model that a later call writes into others of its parameters.
     """
-    copy = Real()
+    parameters = dict(model.named_parameters())
+    copy = Real(own=sum(parameter.nbytes for parameter in parameters.values()) <= MOST_COPIED)
     module, (args, kwargs) = copy.module(model), copy.tree(inputs)
     first = [copy.mode]
+    versions: dict[str, int] = {}
 
     def call() -> Any:
         try:
             with torch.inference_mode(), first.pop() if first else contextlib.nullcontext():
-                return module(*args, **kwargs)
+                result = module(*args, **kwargs)
         except Exception as error:
             raise CaptureError(
                 "the model's forward raises", raised=True, why=text_of(error), do="check that it runs on these inputs"
             ) from error
+        if not versions:
+            versions.update(_versions_of_shared(module, parameters))
+        return result
 
     with clean_caches(model), same_random_state():
         yield Runnable(module, call)
+    after = _versions_of_shared(module, parameters)
+    if written := [name for name, version in versions.items() if after.get(name, version) != version]:
+        warnings.warn(
+            f"a call after the first wrote into {', '.join(written)} of your model, too large to be copied: "
+            "the numbers there are other ones now. Load them again, and measure a model whose forward "
+            "writes into no parameters",
+            stacklevel=level_of_user(),
+        )
+
+
+def _versions_of_shared(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """How often each parameter of a copy was written into, by name, where it has the memory of the original's."""
+    return {
+        name: tensor._version
+        for name, tensor in module.named_parameters()
+        if name in parameters and not tensor.is_inference() and tensor.data_ptr() == parameters[name].data_ptr()
+    }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.costs import Latency, measure, measured_in_turn
+from fxprune.costs import Latency, latency, measure, measured_in_turn
 from fxprune.errors import CaptureError, InputError
 
 
@@ -55,6 +55,34 @@ def test_a_measurement_leaves_the_model_and_the_random_state_as_they_are() -> No
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
+
+
+class _WritesLater(nn.Module):
+    """A model that writes into its weight in all calls but the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.calls = nn.Linear(3, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 1:
+            with torch.no_grad():
+                self.a.weight.mul_(2)
+        return cast(Tensor, self.a(x))
+
+
+def test_parameters_that_a_later_call_writes_into_stay_as_they_are() -> None:
+    model = _WritesLater()
+    before = model.a.weight.detach().clone()
+    measure(model, torch.randn(4, 3), rounds=2)
+    assert torch.equal(model.a.weight, before)
+
+
+def test_parameters_of_a_large_model_that_a_later_call_writes_into_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "MOST_COPIED", 0)
+    with pytest.warns(UserWarning, match=r"a call after the first wrote into a\.weight of your model"):
+        measure(_WritesLater(), torch.randn(4, 3), rounds=2)
 
 
 def test_a_latency_is_positive_with_the_clock_of_torch() -> None:
