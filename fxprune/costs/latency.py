@@ -251,7 +251,7 @@ def runnable(model: nn.Module, inputs: Inputs) -> Iterator[Runnable]:
 
 
 def _versions_of_shared(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
-    """How often each parameter of a copy was written into, by name, where it has the memory of the original's."""
+    """The number of writes into each parameter of a copy that has the memory of the original's, by name."""
     return {
         name: tensor._version
         for name, tensor in module.named_parameters()
