@@ -150,6 +150,7 @@ class Scopes:
 _COMPOSITE = {
     *(torch.functional.einsum, F.linear, torch.matmul, torch.Tensor.matmul),
     *(torch.Tensor.__matmul__, torch.Tensor.__rmatmul__),
+    *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),  # exported
 }
 _ATTENTION_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -187,8 +188,9 @@ class _Composites(TorchFunctionMode):
             return normed
         if func not in _COMPOSITE:
             return func(*args, **kwargs)
-        key = self.scopes.current.next_key(f"{func.__name__}()")
-        with self.scopes.inside(func.__name__):
+        name = func.__name__.partition(".")[0]
+        key = self.scopes.current.next_key(f"{name}()")
+        with self.scopes.inside(name):
             made = func(*args, **kwargs)
         with whole_batches(made) as whole:
             self.scopes.on_composite(key, whole)
