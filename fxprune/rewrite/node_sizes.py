@@ -81,25 +81,28 @@ def settle_nodes(
             run.check_unexplained(faker)
     _erase_unused(draft.graph, had_users)
     notes = {text: when for run in reversed(runs) for text, when in run.in_result}
-    kept = context_notes(_contexts(findings), runs[0].contexts) if runs[0].contexts else []
-    return _factors(findings, removal, runs), (*(text + notes[text] for text in reversed(notes)), *kept)
+    kept = {text: run.began for run in reversed(runs) if run.contexts for text in reversed(_context_notes(run))}
+    said = [text + when for texts in (notes, kept) for text, when in reversed(texts.items())]
+    return _factors(findings, removal, runs), tuple(said)
 
 
 def _only_run(node: fx.Node, execute: Callable[[], Any]) -> Any:
     return execute()
 
 
-def _contexts(findings: Findings) -> list[FunctionContext]:
-    """Returns what each `autograd.Function` of the original keeps, in the main run and its second call."""
+def _context_notes(run: _Checking) -> list[str]:
+    """Sentences about what an `autograd.Function` keeps in a run, and has other numbers in the original."""
     found: list[FunctionContext] = []
-    faker, captured, main = Faker(), findings.captured, findings.observed.main
-    with no_caches(findings.model), told_seeds():
+    faker, captured = Faker(), run.findings.captured
+    with no_caches(run.findings.model), told_seeds():
         module = copy_module(captured.module, faker.of_state)
-        for seen in main.calls:
-            values = captured.arguments(seen.inputs, seen.method)
-            modes = (noted_contexts(found), Scopes(module).watching())
-            walk(captured.graph, module, faker, values, _only_run, modes, gradients=seen.gradients)
-    return found
+        scopes = Scopes(module)
+        with in_mode(module, run.of.training) if run.sets_mode else contextlib.nullcontext():
+            for seen in run.of.calls:
+                decisions = (random_decisions(),) if run.other_mode or seen.method else ()
+                modes = (*decisions, noted_contexts(found, scopes), scopes.watching())
+                walk(captured.graph, module, faker, run.values, _only_run, modes, gradients=seen.gradients)
+    return context_notes(found, run.contexts)
 
 
 def run_once(draft: Draft, findings: Findings, removal: Removal) -> ScaleFactors:
@@ -157,6 +160,7 @@ class _Checking:
             self.when = f' in the method "{seen.method}"{self.when}'
         elif seen in findings.observed.more:
             self.when = " on further inputs"
+        self.began = self.when
 
     def run(self, faker: Faker | Real) -> None:
         """Run all nodes, and once more where the original has left a state that a second call reads."""
@@ -173,7 +177,13 @@ class _Checking:
                 self.when = f" in a second call{self.when}"
                 self.scopes.restart()
             decisions = (random_decisions(),) if self.other_mode or self.seen.method else ()
-            modes = (*decisions, noted_contexts(self.contexts), self.scopes.watching(), self.refused, self.check)
+            modes = (
+                *decisions,
+                noted_contexts(self.contexts, self.scopes),
+                self.scopes.watching(),
+                self.refused,
+                self.check,
+            )
             with told_seeds():
                 gradients = self.seen.gradients
                 walk(self.draft.graph, module, faker, self.values, self.visit, modes, gradients=gradients)

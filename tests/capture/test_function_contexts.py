@@ -66,3 +66,44 @@ def test_a_width_in_a_context_is_named(function: Any, verify: bool) -> None:
 def test_a_number_that_stays_is_not_named() -> None:
     small = fxprune.transform(Net(MeanGradient, "other"), torch.randn(3, 6), ratio=0.5)
     assert not any("autograd.Function" in reason for reason in fxprune.record(small).reasons)
+
+
+class Elsewhere(nn.Module):
+    """Calls the function in a submodule, in one run alone."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self.a, self.inner, self.b, self.run = nn.Linear(6, 16), Inner(), nn.Linear(16, 4), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        called = {"training": self.training, "main": True, "further": x.shape[0] == 5}.get(self.run, False)
+        return self.b(self.inner(h) if called else h)
+
+    def other(self, x: Tensor) -> Tensor:
+        return self.b(self.inner(self.a(x)))
+
+
+class Inner(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return MeanGradient.apply(x, "width")
+
+
+WHEN = {
+    "main": "",
+    "training": " in training mode",
+    "further": " on further inputs",
+    "method": ' in the method "other"',
+}
+
+
+@pytest.mark.parametrize("run", WHEN)
+def test_each_run_is_looked_at_and_the_module_is_named(run: str) -> None:
+    given: dict[str, Any] = {"also": [torch.randn(5, 6)]} if run == "further" else {}
+    x = torch.randn(3, 6)
+    if run == "method":
+        given = {"methods": {"other": (x,)}}
+    small = fxprune.transform(Elsewhere(run).eval(), x, ratio=0.5, path="eager", **given)
+    (reason,) = [reason for reason in fxprune.record(small).reasons if "autograd.Function" in reason]
+    assert reason.startswith(f'the autograd.Function MeanGradient in "inner" ({__file__}:')
+    assert reason.endswith(f"are not compared{WHEN[run]}")
