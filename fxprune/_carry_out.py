@@ -121,7 +121,7 @@ def _carried_out(
         paths = _paths(module, call, choices, request.plan.path)
     result = shallow.added(first_result(request, paths, may_give_up_class=free))
     result, measured = _measured(result, module, call.example_inputs, given.choices, shallow)
-    missed = _above_budget(result, given.choices.get("keep"), measured, shallow.before)
+    missed = _above_budget(result, given.choices, measured, shallow.before)
     for text, kind in chain(_warnings(result, free=free, asked=call.prefer == "class"), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
@@ -229,9 +229,10 @@ def _measured(
 
 
 def _above_budget(
-    result: Result, keep: Mapping[str, Any] | None, measured: Measured, whole: Cost | None
+    result: Result, choices: Mapping[str, Any], measured: Measured, whole: Cost | None
 ) -> Iterator[tuple[str, type[Warning]]]:
     """The warnings about budgets that the small model does not meet. whole: the cost of a model with more branches."""
+    keep = choices.get("keep")
     if keep is not None:
         made = cost_of(result.analysis, result.removal, result.constants)
         before, after = with_measured((whole or cost_of(result.analysis), made), measured)
@@ -240,7 +241,9 @@ def _above_budget(
             known = next((reason for reason in reasons if reason.startswith(text)), None)
             others = "; ".join(reason for reason in reasons if not reason.startswith(MISSED))
             do = "Raise the budget, or let more go: record(small).report() says what stays, and why"
-            if budget.key in TIMED:
+            if budget.key in TIMED and choices.get("latency_table") is False:
+                do += ". Times are of this moment: on an idle machine the same call may fit"
+            elif budget.key in TIMED:
                 do += ". latency_table=False measures again, without the table of latencies"
             yield known or f"{text}: {others or 'no more may go'}. {do}", BudgetMissedWarning
 

@@ -121,7 +121,7 @@ def _check_model(model: nn.Module, plan: Plan) -> None:
         raise PlanError(
             f"the plan is for another model: where it was made {there}",
             why=f"in this model {here}",
-            do="load into the original architecture, not into the small one",
+            do="load into the original architecture, not into the small one or one of another class",
         )
 
 

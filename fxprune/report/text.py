@@ -65,9 +65,12 @@ def _locked_table(data: AnalysisData) -> str:
 
 def record_table(data: RecordData) -> str:
     """The layers that changed as a table for notebooks."""
-    error = "not compared" if data.error is None else f"relative error {data.error:.1e}"
+    when = "" if data.repair is None else " before the repair"
+    error = "not compared" if data.error is None else f"relative error{when} {data.error:.1e}"
     counts = f"{change(data.params)} parameters, {change(data.macs)} MACs, {error}"
     rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)], _blocks(data))
+    if data.repair is not None:
+        counts += f", error of the outputs after it {data.repair.after:.2e}"
     return html_table(f"Small model: {counts}", ("layer", "shape", "params", "MACs"), rows, right=(2, 3))
 
 

@@ -102,6 +102,21 @@ def test_a_latency_that_turns_out_longer_is_reported(clock: Clock, monkeypatch: 
         fxprune.transform(chain(), IMAGE, keep={"latency": 0.5})
 
 
+@pytest.mark.parametrize(("table", "advice"), [(None, "latency_table=False measures again"), (False, "idle machine")])
+def test_a_missed_latency_does_not_advise_what_was_asked_for(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, table: Any, advice: str
+) -> None:
+    def slow(models: list[nn.Module], inputs: Any, rounds: int, *, runs: Any) -> list[Latency]:
+        return [Latency(seconds, 0.0, 1, "cpu", 1) for seconds in (0.020, 0.012)]
+
+    monkeypatch.setattr(figures, "measured_in_turn", slow)
+    with pytest.warns(BudgetMissedWarning) as missed:
+        fxprune.transform(chain(), IMAGE, keep={"latency": 0.5}, latency_table=table)
+    text = str(missed[0].message)
+    assert advice in text
+    assert ("latency_table=False" in text) == (table is None)
+
+
 def test_a_table_of_a_busy_machine_is_dropped(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its entries say that a small model is faster than it is."""
 

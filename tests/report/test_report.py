@@ -354,6 +354,16 @@ class Mixed(nn.Module):
         return self.head(self.product(q, q) @ self.v(x))
 
 
+def test_a_notebook_says_that_the_error_is_that_before_the_repair() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).eval(), torch.randn(40, 4)
+    cut = fxprune.record(fxprune.transform(model, x[:1], ratio=0.5))
+    mended = fxprune.record(fxprune.transform(model, x[:1], ratio=0.5, repair=[x]))
+    assert mended.repair is not None
+    assert "before the repair" not in cut._repr_html_()
+    assert "relative error before the repair" in mended._repr_html_()
+    assert f"error of the outputs after it {mended.repair.after:.2e}" in mended._repr_html_()
+
+
 def test_layers_without_parameters_stand_where_the_model_has_them() -> None:
     model, x = Mixed().eval(), torch.randn(2, 5, 6)
     ordered = ["", "q", "product", "v", "head"]  # the model itself multiplies too
