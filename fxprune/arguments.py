@@ -91,7 +91,8 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return function(*args, **kwargs)  # Python says it best
             for name, value in given.arguments.items():
                 if name in kinds():
-                    _check(function, signature.parameters[name], value, kinds()[name])
+                    order = functools.partial(_right_order, name, given, kinds())
+                    _check(function, signature.parameters[name], value, kinds()[name], order)
             return function(*args, **kwargs)
 
         return call
@@ -259,8 +260,23 @@ def _kind(function: Callable[..., Any], name: str) -> Any:
     return kind
 
 
-def _check(function: Callable[..., Any], parameter: inspect.Parameter, value: Any, kind: Any) -> None:
-    """Raises an error if the value of an argument is not of its kind; of `*args` and `**kwargs`, each of the values."""
+def _right_order(name: str, given: inspect.BoundArguments, kinds: Mapping[str, Any]) -> str:
+    """The order of the arguments by position if this one and a later one stand in each other's place, else ""."""
+    placed = _by_position(given.signature)
+    for other in placed[placed.index(name) + 1 :] if name in placed else ():
+        mine, theirs = given.arguments[name], given.arguments.get(other)
+        if other in given.arguments and fits(mine, kinds.get(other, Any)) and fits(theirs, kinds[name]):
+            return ", ".join(each for each in placed if each != "self")
+    return ""
+
+
+def _check(
+    function: Callable[..., Any], parameter: inspect.Parameter, value: Any, kind: Any, order: Callable[[], str]
+) -> None:
+    """Raises an error if the value of an argument is not of its kind; of `*args` and `**kwargs`, each of the values.
+
+    order: gives the order of the arguments if two of them stand in each other's place.
+    """
     values = [value]
     if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
         values = list(value)
@@ -268,7 +284,10 @@ def _check(function: Callable[..., Any], parameter: inspect.Parameter, value: An
         values = list(value.values())
     for one in values:
         if not fits(one, kind):
-            raise _error(function.__qualname__.removesuffix(".__init__"), parameter.name, one, kind)
+            error = _error(function.__qualname__.removesuffix(".__init__"), parameter.name, one, kind)
+            if known := order():
+                error = type(error)(error.what, at=error.at, why=error.why, do=f"call {_name_of(function)}({known})")
+            raise error
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -393,3 +393,15 @@ def test_every_importance_that_is_measured_refuses_a_progress_that_is_none(funct
     for progress in (torch.ones(2), "no", 1, None):
         with pytest.raises(fxprune.InputError, match="progress must be True or False"):
             function(net, [torch.randn(3, 4)], progress=progress, **more)
+
+
+def test_swapped_arguments_are_told_their_order() -> None:
+    net, x = nn.Linear(3, 2).eval(), torch.randn(1, 3)
+    with pytest.raises(fxprune.FxpruneError, match=r"do   call verify\(model, small, example_inputs\)"):
+        fxprune.verify(net, (x,), net)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(fxprune.FxpruneError, match=r"do   call save\(small, path\)"):
+        fxprune.save("small.safetensors", net)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(fxprune.FxpruneError, match=r"do   call export\(model, path, example_inputs"):
+        fxprune.export(net, (x,), "small.onnx")  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(fxprune.FxpruneError, match="do   pass a module"):
+        fxprune.verify(net, 3, (x,))  # type: ignore[arg-type]  # no argument fits here
