@@ -156,7 +156,7 @@ def _whose(narrower: Findings, error: RewriteError) -> str:
     layers = list(dict.fromkeys(name.rpartition(".")[0].split(".parametrizations.")[0] or name for name, _ in slots))
     named = ", ".join(layers[:FEW]) + (f" and {len(layers) - FEW} more" if len(layers) > FEW else "")
     told = f"; these channels are those of {named}" if layers else ""
-    if not error.dims:
+    if not error.places:
         return told
     graph = ', or pass `prefer="graph"`' if narrower.captured.keeps_class else ""
     return f"{told}. Read that size from an attribute of the module, or from a tensor{graph}"

@@ -79,7 +79,8 @@ class RewriteError(FxpruneError, RuntimeError):
     node: the name of the node in the graph.
     scope: the path of the module inside that node; "" if it is unknown.
     vectors: the vectors of the dimensions that have the wrong size, if they are known.
-    operation, dims: the key of the operation inside that has a wrong shape, and the dimensions, if they are known.
+    operation, places: the key of the operation inside that has a wrong shape, and where, if it is known: the number of
+        the result, and the dimension.
     line: the line of the user's code, as file:line; "" if it is unknown.
     held: the cause that is given for the channels which stay because of it.
     """
@@ -92,7 +93,7 @@ class RewriteError(FxpruneError, RuntimeError):
         scope: str = "",
         vectors: tuple[Any, ...] = (),
         operation: Any = None,
-        dims: tuple[int, ...] = (),
+        places: tuple[tuple[int, int], ...] = (),
         line: str = "",
         at: str = "",
         why: str = "",
@@ -100,7 +101,7 @@ class RewriteError(FxpruneError, RuntimeError):
         held: str = SIZES,
     ) -> None:
         self.node, self.scope, self.vectors, self.held = node, scope, vectors, held
-        self.operation, self.dims, self.line = operation, dims, line
+        self.operation, self.places, self.line = operation, places, line
         super().__init__(what, at=at, why=why, do=do)
 
 

@@ -59,17 +59,17 @@ def _same_dimensions(findings: Findings, error: RewriteError) -> list[Vector]:
     """The vectors of the dimensions that an error is about, in the same operation of all modules of the same class."""
     if error.operation is None:
         return []
-    name, _, operation, number = error.operation
+    name, _, operation, call = error.operation
     path, bar, function = name.partition("|")
     scopes = {scope + bar + function for scope in _modules_of_same_class(findings, path)} | {name}
     return [
-        operands[0].vectors[dim]
+        operands[number].vectors[dim]
         for run in findings.runs
         for walked in run.calls
         for key, operands in walked.observations[error.node].outputs.items()
-        if key[0] in scopes and key[2:] == (operation, number) and len(operands) == 1
-        for dim in error.dims
-        if dim < len(operands[0].vectors)
+        if key[0] in scopes and key[2:] == (operation, call)
+        for number, dim in error.places
+        if number < len(operands) and dim < len(operands[number].vectors)
     ]
 
 

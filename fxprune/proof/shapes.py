@@ -26,13 +26,18 @@ class ContradictionError(Exception):
     """An operation gives another shape than the analysis promises, or is called with wrong numbers or positions.
 
     vectors: the vectors of the dimensions that are wrong.
-    operation, dims: the operation whose result has the wrong shape, None if the shape is right, and these dimensions.
+    operation, places: the operation with a wrong shape, None if the shape is right, and where: the number of the
+        result, and the dimension.
     """
 
     def __init__(
-        self, why: str, vectors: tuple[Vector, ...], operation: Key | None = None, dims: tuple[int, ...] = ()
+        self,
+        why: str,
+        vectors: tuple[Vector, ...],
+        operation: Key | None = None,
+        places: tuple[tuple[int, int], ...] = (),
     ) -> None:
-        self.vectors, self.operation, self.dims = vectors, operation, dims
+        self.vectors, self.operation, self.places = vectors, operation, places
         super().__init__(why)
 
 
@@ -100,14 +105,14 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if promised is None:
             return
         tensors = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, torch.Tensor)]
-        for tensor, operand in zip(tensors, promised, strict=True):
+        for number, (tensor, operand) in enumerate(zip(tensors, promised, strict=True)):
             counts = self.removal.shape(operand.vectors)
             # torch makes tangents that are zero on its own account, in the sizes of what they belong to
             if tuple(tensor.shape) != counts and not tensor._is_zerotensor():
                 dims = not_adapted(operand.vectors, tensor.shape, self.removal)
                 why = f"{key[2]} gives shape {tuple(tensor.shape)} in the small model, and has to give {counts}"
-                one = (key, dims) if len(tensors) == 1 else ()
-                raise ContradictionError(why, tuple(operand.vectors[dim] for dim in dims), *one)
+                places = tuple((number, dim) for dim in dims)
+                raise ContradictionError(why, tuple(operand.vectors[dim] for dim in dims), key, places)
 
     def _same_numbers(self, key: Key, numbers: tuple[float, ...]) -> None:
         before, vectors = self.expected.numbers.get(key, (numbers, ()))

@@ -284,7 +284,7 @@ class _Checking:
             return contradiction(before, node, first + self.when, scope, (), DECIDES, line, OTHERWISE)
         error = contradiction(before, node, "\n".join([first + self.when, *more]), scope, line=line)
         if wrong is not None:
-            error.operation, error.dims = wrong.operation, wrong.dims
+            error.operation, error.places = wrong.operation, wrong.places
             error.vectors = wrong.vectors if isinstance(wrong, ContradictionError) else ()
         return error
 

@@ -57,6 +57,26 @@ class Expanded(Gated):
         return (self.gate(x) + self.shift.expand(len(x), 8)).tanh().sum(1)
 
 
+class Split(Gated):
+    def gates(self, x: Tensor) -> Tensor:
+        first, second = self.gate(x).split([4, 4], -1)
+        return (first * second).sum(-1)
+
+
+class SplitByName(Gated):
+    def gates(self, x: Tensor) -> Tensor:
+        first, second = torch.split(self.gate(x), (4, 4), dim=1)
+        return (first * second).sum(-1)
+
+
+class SplitByOneSize(Gated):
+    """Raises nothing in torch: there are fewer pieces."""
+
+    def gates(self, x: Tensor) -> Tensor:
+        first, second = self.gate(x).split(4, -1)
+        return (first * second).sum(-1)
+
+
 class OneOfTwo(Gated):
     """Raises nothing: the rows are read as two, whatever their width is."""
 
@@ -73,7 +93,11 @@ class Net(nn.Module):
         return torch.cat([self.first(x), self.second(x)], -1)
 
 
-@pytest.mark.parametrize("kind", [Gated, SeveralArguments, Transposed, Function, Unflattened, Expanded, OneOfTwo])
+KINDS = [Gated, SeveralArguments, Transposed, Function, Unflattened, Expanded]
+SPLITS = [Split, SplitByName, SplitByOneSize]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *SPLITS, OneOfTwo])
 def test_a_number_in_a_shape_holds_its_own_dimension_only(kind: type[Gated]) -> None:
     net, x = randomise(Net(kind).double().eval(), 0), torch.randn(5, 6).double()
     small: Any = fxprune.transform(net, x, ratio=0.5, path="eager")
