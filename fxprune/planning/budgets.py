@@ -79,6 +79,10 @@ def place(key: Any, value: Any) -> str:
     return f"keep={{{key!r}: {value!r}}}"
 
 
+_OF_OTHER_TOOLS = {"flops": "macs", "mult_adds": "macs", "size": "bytes", "weights": "params", "time": "latency"}
+"""Names of measures in other tools -> ours."""
+
+
 def checked_keys(keep: Any) -> tuple[str, ...]:
     """The measures of a request, looked at before anything is measured.
 
@@ -88,7 +92,8 @@ def checked_keys(keep: Any) -> tuple[str, ...]:
         raise PlanError("keep must name what is kept", why=f"got {keep!r}", do='write for example keep={"macs": 0.5}')
     for key, value in keep.items():
         if key not in MEASURES:
-            hint = nearest(str(key), MEASURES)
+            other = _OF_OTHER_TOOLS.get(str(key).lower())
+            hint = f'did you mean "{other}"?' if other else nearest(str(key), MEASURES)
             do = f"choose from {', '.join(MEASURES)}"
             raise PlanError("there is no such budget", at=place(key, value), why=hint, do=do)
         _refuse_percentage(key, value)

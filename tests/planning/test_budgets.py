@@ -145,6 +145,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"keep": {"macs": "0.5"}}, "a share is a number"),
     ({"keep": {"macs": 0.5}, "bias": "fold"}, "do not go together"),
     ({"keep": {"mac": 0.5}}, "no such budget"),
+    ({"keep": {"FLOPs": 0.5}}, 'did you mean "macs"'),
     ({"keep": {}}, "keep must name"),
     ({"keep": {"bytes": "many"}}, "the text is no figure"),
     ({"keep": {"params": 10**9}}, "above the model"),
