@@ -28,6 +28,8 @@ from fxprune.report.parameters import drawn_dim
 from fxprune.report.repeats import merge_repeats
 from fxprune.report.text import figure
 
+__all__ = ["dependencies", "widths"]
+
 COLUMNS = 9
 """The number of nodes in a row of a picture."""
 

@@ -12,6 +12,8 @@ from torch import nn
 from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError
 
+__all__ = ["AGP", "Constant", "Linear", "Schedule", "as_schedule"]
+
 Schedule = Callable[[int], float]
 """A function from a step, counted from 0, to the value at that step."""
 

@@ -94,3 +94,10 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'fxprune' has no attribute 'nonsense'"):
         _ = fxprune.nonsense
     assert not hasattr(fxprune, "nonsense")
+
+
+@pytest.mark.parametrize("name", fxprune._MODULES)
+def test_a_public_module_says_what_is_public(name: str) -> None:
+    module = getattr(fxprune, name)
+    assert module.__all__
+    assert all(hasattr(module, one) for one in module.__all__)
