@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copyreg
-import pydoc
 from typing import Any
 
 from torch import fx
 
 
 class _MadeOfTorch(type):
-    """The class of `BufferTracer`. A pickle does not need such a class, but can make one from classes of torch."""
+    """The class of `BufferTracer`. A pickle has no name of such a class, but makes one from classes of torch."""
 
 
 class BufferTracer(fx.Tracer, metaclass=_MadeOfTorch):
@@ -24,24 +23,12 @@ class BufferTracer(fx.Tracer, metaclass=_MadeOfTorch):
     proxy_buffer_attributes = True
 
 
-class _Call:
-    """A call in a pickle: what is loaded in its place is the result."""
-
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.call = function, args
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call
-
-
 def _from_torch(kind: type) -> tuple[Any, ...]:
-    """The call by which a pickle finds the tracer, or makes it of torch's where fxprune is missing.
+    """The call by which a pickle makes the tracer, where fxprune may be missing.
 
-    A graph that is loaded drops a tracer with the name of one that is made, since it cannot be pickled again by it.
+    A graph that is loaded drops a tracer with such a name, since it cannot be pickled again by it.
     """
-    found = _Call(pydoc.locate, f"{kind.__module__}.{kind.__qualname__}")
-    made = _Call(type, "<locals>.Tracer", (fx.Tracer,), {"proxy_buffer_attributes": True})
-    return next, (_Call(filter, None, (found, made)),)
+    return type, ("<locals>.Tracer", (fx.Tracer,), {"proxy_buffer_attributes": True})
 
 
 copyreg.pickle(_MadeOfTorch, _from_torch)
