@@ -46,10 +46,7 @@ def called_parts(model: nn.Module) -> list[str]:
         return references_of_classes({id(module): "the original" for module in model.modules()}, model)
     named = [(name, module) for name, module in model.named_modules()]
     known = {id(module): f'"{name}" of the original' if name else "the original" for name, module in named}
-    copied = copy_module(model, lambda tensor: tensor)
-    if not references_to_original(known, copied):
-        return []
-    return references_to_original(known, copied, names_forward_may_read(model))  # takes long for large packages
+    return references_to_original(known, copy_module(model, lambda tensor: tensor), names_forward_may_read(model))
 
 
 def _is_plain_value(name: str, value: Any) -> bool:
