@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch.nn.utils.rnn import PackedSequence
 
+from fxprune.capture.code import is_torch
 from fxprune.capture.error_place import in_a_distribution, locals_of
+from fxprune.errors import text_of
 
 
 def next_step(failure: BaseException, line: str) -> str:
@@ -21,8 +23,13 @@ def next_step(failure: BaseException, line: str) -> str:
     return f"change {code} so that torch.export can follow it"
 
 
+def why_refused(failure: BaseException) -> str:
+    """The reason for a refusal: a sentence of torch's own error, and all of an error that the user's code raises."""
+    return first_sentence(failure) if is_torch(type(failure).__module__) else text_of(failure)
+
+
 def first_sentence(failure: BaseException) -> str:
-    """The first line of an error of torch that is a sentence, after the name of its class."""
+    """The first line of an error that is a sentence, after the name of its class."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("Constraints violated", "The following call raised"))]
     return f"{type(failure).__name__}: {lines[0] if lines else ''}"

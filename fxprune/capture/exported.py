@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.at_rest import lost_in_program
 from fxprune.capture.captured import FIXED, LOST, NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of
-from fxprune.capture.export_refusals import first_sentence, next_step
+from fxprune.capture.export_refusals import first_sentence, next_step, why_refused
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
 from fxprune.capture.exported_guards import GUARDS, guards_hold, inline_guards
 from fxprune.capture.exported_module import add_constants, containers
@@ -143,7 +143,7 @@ def _program(
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
         at=line_of(first),
-        why=first_sentence(first),
+        why=why_refused(first),
         do=f"{next_step(first, line_of(first))}, or pass a GraphModule of your own",
     ) from first
 

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.code import is_torch
 from fxprune.capture.equal_modules import check_told_apart
-from fxprune.capture.forward_names import names_forward_may_read
 from fxprune.capture.kept_attributes import KeptAttributes, may_have_closures
 from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.capture.library_state import MOST_BYTES, is_array
@@ -38,15 +37,12 @@ _ResultT = TypeVar("_ResultT")
 
 
 def called_parts(model: nn.Module) -> list[str]:
-    """Sentences about code of a model that has modules of it in a closure or a variable, and not in an attribute.
-
-    An attribute that no forward and no hook can read, such as the `qconfig` of torch.ao, runs nothing.
-    """
+    """Sentences about code of a model that has modules of it in a closure or a variable, and not in an attribute."""
     if all(_is_plain_value(name, value) for module in model.modules() for name, value in module.__dict__.items()):
         return references_of_classes({id(module): "the original" for module in model.modules()}, model)
     named = [(name, module) for name, module in model.named_modules()]
     known = {id(module): f'"{name}" of the original' if name else "the original" for name, module in named}
-    return references_to_original(known, copy_module(model, lambda tensor: tensor), names_forward_may_read(model))
+    return references_to_original(known, copy_module(model, lambda tensor: tensor))
 
 
 def _is_plain_value(name: str, value: Any) -> bool:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.dispatched import undispatched
 from fxprune.capture.equal_modules import check_told_apart
-from fxprune.capture.export_refusals import first_sentence
+from fxprune.capture.export_refusals import why_refused
 from fxprune.capture.exported import exported_graph, silent_export
 from fxprune.capture.inputs import Inputs, as_exported, normalize
 from fxprune.capture.size_ranges import user_inputs
@@ -58,7 +58,7 @@ def exported_again(program: ExportedProgram, small: nn.Module, example_inputs: A
     assert first is not None
     raise CaptureError(
         "the small graph cannot be exported again",
-        why=first_sentence(first),
+        why=why_refused(first),
         do="pass program.module() instead, which gives a GraphModule",
     ) from first
 

@@ -12,7 +12,7 @@ import logging
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -39,34 +39,27 @@ HOOKS = {
 """Attribute of a module -> the name of the hooks in it."""
 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
-PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
-"""The types of values that refer to nothing."""
-
+_PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
 _MAPPINGS = (types.MappingProxyType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
 _DEPTH = 8
 _NOT_LOOKED_INTO = (type, types.ModuleType, types.FunctionType, logging.Logger)
-MOST = 3_000
+_MOST = 3_000
 """The most values that are looked at in a variable."""
 
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
-def references_to_original(
-    known: Mapping[int, str], small: nn.Module, read: Collection[str] | None = None
-) -> list[str]:
+def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[str]:
     """Sentences about hooks and attributes of a small model, and of its parameters, that still refer to the original.
 
     They run as they are: a hook that closes over a layer of the original reads that layer.
 
     known: the names of the original's parts, as `names_in` gives them.
-    read: the names of the attributes of modules to look into, None for all of them. Hooks are always looked into.
     """
     found = []
     for path, module in small.named_modules():
-        for name, value in attributes_and_items(module):
-            if name in _CONTENTS or type(value) in PLAIN or (type(value) in (dict, OrderedDict) and not value):
-                continue
-            if read is not None and name not in read and name not in HOOKS and name in module.__dict__:
+        for name, value in _attributes_and_items(module):
+            if name in _CONTENTS or type(value) in _PLAIN or (type(value) in (dict, OrderedDict) and not value):
                 continue
             for part in value.values() if name in HOOKS else [value]:
                 target = next((known[id(v)] for v in reachable(part) if id(v) in known), None)
@@ -88,7 +81,7 @@ def references_of_classes(known: Mapping[int, str], small: nn.Module) -> list[st
     return [*_tables_of_classes(known, small), *_variables_of_forward(known, small)]
 
 
-def attributes_and_items(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _attributes_and_items(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The attributes of a module, those in slots too, and the items of one that is a dict or a list."""
     yield from attributes_of(module).items()
     if isinstance(module, (dict, list)):
@@ -117,7 +110,7 @@ def _variables_of_forward(known: Mapping[int, str], small: nn.Module) -> Iterato
                 if (name, id(value)) in told or isinstance(value, _NOT_LOOKED_INTO):
                     continue
                 told.add((name, id(value)))
-                target = next((known[id(v)] for v in islice(reachable(value), MOST) if id(v) in known), None)
+                target = next((known[id(v)] for v in islice(reachable(value), _MOST) if id(v) in known), None)
                 if target is not None:
                     where = f'the variable "{name}" outside of the model, which {place_of(function)} reads'
                     yield f"{where}, has {target} in it, and the small model uses that, not its own copy"
@@ -140,7 +133,7 @@ def reachable(value: Any) -> Iterator[Any]:
         seen.add(id(one))
         yield one
         if depth < _DEPTH and not isinstance(one, (nn.Module, torch.Tensor, type, types.ModuleType)):
-            waiting += [(part, depth + 1) for part in _parts(one) if type(part) not in PLAIN]
+            waiting += [(part, depth + 1) for part in _parts(one) if type(part) not in _PLAIN]
 
 
 def _parts(value: Any) -> list[Any]:

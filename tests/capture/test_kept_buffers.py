@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -136,79 +135,6 @@ def test_a_method_of_the_model_is_no_closure() -> None:
     net.step = net.forward
     assert called_parts(net) == []
     assert len(called_parts(around_a_layer())) == 1
-
-
-def bound_by_module(name: str) -> Net:
-    """Forward calls a function of another Python module, which reads an attribute by its name."""
-
-    class ByHelper(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            return helpers.run(self, x)
-
-    net: Any = ByHelper()
-    bn = net.bn
-    setattr(net, name, lambda x: bn(x))
-    return net
-
-
-def scaled_by(net: Any, x: Tensor) -> Tensor:
-    return net.b(net.scaled(net.a(x)))
-
-
-helpers = types.ModuleType("helpers")
-helpers.run = scaled_by  # type: ignore[attr-defined]  # a module made here
-
-
-class Reading:
-    """An object that reads an attribute of the module that it is called with."""
-
-    def __call__(self, module: Any, *args: Any) -> None:
-        module.scaled(torch.ones(2, 8))
-
-
-def by_an_object(name: str) -> nn.Module:
-    net: Any = Net()
-    bn = net.bn
-    setattr(net, name, lambda x: bn(x))
-    net.register_forward_hook(Reading())
-    return net
-
-
-def by_torch(name: str) -> nn.Module:
-    layer: Any = nn.TransformerEncoderLayer(8, 2)
-    norm = layer.norm1
-    setattr(layer, {"scaled": "activation"}.get(name, name), lambda x: torch.relu(norm(x)))
-    return nn.Sequential(layer)
-
-
-@pytest.mark.parametrize("make", [bound_by_module, by_an_object, by_torch])
-def test_an_attribute_that_no_run_reads_calls_nothing(make: Callable[[str], nn.Module]) -> None:
-    assert called_parts(make("other")) == []
-    assert len(called_parts(make("scaled"))) == 1
-
-
-def test_code_that_reads_attributes_by_any_name_may_call_each() -> None:
-    class ByName(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            return getattr(self, "sca" + "led"[: x.shape[1]])(x)
-
-    net: Any = ByName()
-    net.scaled = lambda x: net.a(x)
-    assert len(called_parts(net)) == 1
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_the_qconfig_of_a_prepared_model_is_not_said_to_run() -> None:
-    quantization = pytest.importorskip("torch.ao.quantization")
-    net: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).train()
-    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
-    prepared = quantization.prepare_qat(net)
-    x = torch.randn(2, 3, 9, 9)
-    prepared(x)
-    assert called_parts(prepared) == []
-    reasons = fxprune.record(fxprune.transform(prepared, x, ratio=0.5)).reasons
-    assert not any("runs that" in reason or "numbers stay" in reason for reason in reasons)
-    assert any('the attribute "qconfig" of the model' in reason for reason in reasons)
 
 
 def test_a_large_array_is_put_back() -> None:
