@@ -25,7 +25,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items):
-    """Of a test with the mark `one_in(n)`, every nth set of arguments is an ordinary test; the others are slow."""
+    """Marks as slow all but every nth set of arguments of a test with the mark `one_in(n)`."""
     seen = Counter()
     for item in items:
         mark = item.get_closest_marker("one_in")

@@ -224,9 +224,8 @@ class _Surveying(Watch):  # type: ignore[no-untyped-call]
             self._read_by(name, [t for t in read if not any(t is one for one in taken)])
             for tensor in results:
                 self._count(tensor)
-        shape_alone = name.endswith("_like") or name.startswith(
-            "aten::new_"
-        )  # it computes with no number that it reads
+        # an operation that computes with no number that it reads
+        shape_alone = name.endswith("_like") or name.startswith("aten::new_")
         self._derive("" if view or shape_alone else name, read, results)
         return made
 
